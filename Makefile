@@ -1,0 +1,40 @@
+# make run: set everything up and do the main job. make test: set everything up and pass every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc tools -type f)
+
+.PHONY: run test bench lint build clean
+.DEFAULT_GOAL := run
+
+# torch first: a CPU build where the installer offers one, and the headers that the build needs.
+$(VENV)/.dependencies: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "intel-sycl-rt==2026.2.0" "intel-opencl-rt==2026.2.0" "bitsandbytes==0.50.2"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[virtual-xpu,model,test,bench]"
+	touch $@
+
+build: $(VENV)/.built
+
+run: build
+	$(BIN)/python -m bitsandbytes_intel
+	$(BIN)/python -m bitsandbytes_intel model
+
+test: build
+	$(BIN)/python -m pytest
+
+bench: build
+	$(BIN)/python benchmarks/run.py
+
+lint: build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lint]" --no-build-isolation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info src/bitsandbytes_intel/*.so

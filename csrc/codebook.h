@@ -1,0 +1,33 @@
+// The 4-bit data types: the only table of them in this project, for device code and for host code.
+//
+// NF4: the quantiles of a normal distribution (Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023,
+// appendix E). FP4: sign, two bits of exponent, one of mantissa, with subnormals, scaled to 1. Indexed by code.
+#pragma once
+
+namespace bnb {
+
+constexpr float kNF4[16] = {
+    -1.0f,
+    -0.6961928009986877f,
+    -0.5250730514526367f,
+    -0.39491748809814453f,
+    -0.28444138169288635f,
+    -0.18477343022823334f,
+    -0.09105003625154495f,
+    0.0f,
+    0.07958029955625534f,
+    0.16093020141124725f,
+    0.24611230194568634f,
+    0.33791524171829224f,
+    0.44070982933044434f,
+    0.5626170039176941f,
+    0.7229568362236023f,
+    1.0f,
+};
+
+constexpr float kFP4[16] = {
+    0.0f, 0.005208333333f, 0.66666667f, 1.0f, 0.33333333f, 0.5f, 0.16666667f, 0.25f,
+    -0.0f, -0.005208333333f, -0.66666667f, -1.0f, -0.33333333f, -0.5f, -0.16666667f, -0.25f,
+};
+
+}  // namespace bnb

@@ -1,0 +1,238 @@
+#include "common.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+
+namespace bnb {
+
+const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Bool: return "bool";
+    default: return "a dtype of another kind";
+  }
+}
+
+std::string text_of(Sizes sizes) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < sizes.size(); i++) text << (i ? ", " : "") << sizes[i];
+  text << ']';
+  return text.str();
+}
+
+std::string text_of_device(const Tensor& tensor) {
+  int32_t type;
+  aoti_torch_get_device_type(tensor.get(), &type);
+  const char* name = type == aoti_torch_device_type_cpu()    ? "cpu"
+                     : type == aoti_torch_device_type_xpu()  ? "xpu"
+                     : type == aoti_torch_device_type_cuda() ? "cuda"
+                     : type == aoti_torch_device_type_meta() ? "meta"
+                                                             : "another device";
+  return type == aoti_torch_device_type_cpu() ? name : std::string(name) + ":" + std::to_string(tensor.get_device_index());
+}
+
+void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType expected) {
+  if (tensor.scalar_type() != expected)
+    fail(op, ": ", argument, " must be ", name_of(expected), ", got ", name_of(tensor.scalar_type()));
+}
+
+void check_float(const char* op, const char* argument, ScalarType dtype) {
+  if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16 && dtype != ScalarType::Float)
+    fail(op, ": ", argument, " must be float16, bfloat16 or float32, got ", name_of(dtype));
+}
+
+void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A) {
+  int32_t type, wanted;
+  aoti_torch_get_device_type(tensor.get(), &type);
+  aoti_torch_get_device_type(A.get(), &wanted);
+  if (type != wanted || tensor.get_device_index() != A.get_device_index())
+    fail(op, ": ", argument, " must be on ", text_of_device(A), " like A, got ", text_of_device(tensor));
+}
+
+void check_numel(const char* op, const char* argument, const Tensor& tensor, int64_t expected, const char* why) {
+  if (tensor.numel() < expected)
+    fail(op, ": ", argument, " must have at least ", expected, " elements (", why, "), got ", tensor.numel());
+}
+
+void check_shape(const char* op, const char* argument, const Tensor& tensor, Sizes expected) {
+  if (tensor.sizes() != expected)
+    fail(op, ": ", argument, " must be of shape ", text_of(expected), ", got ", text_of(tensor.sizes()));
+}
+
+void check_4bit_blocksize(const char* op, int64_t blocksize) {
+  if (blocksize < 32 || blocksize > 4096 || (blocksize & (blocksize - 1)))
+    fail(op, ": blocksize must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096, got ", blocksize);
+}
+
+int check_quant_type(const char* op, const std::string& quant_type) {
+  if (quant_type == "nf4") return BNB_NF4;
+  if (quant_type == "fp4") return BNB_FP4;
+  fail(op, ": quant_type must be 'nf4' or 'fp4', got '", quant_type, "'");
+}
+
+int64_t check_numel_of(const char* op, const char* argument, Sizes shape) {
+  int64_t n = 1;
+  for (size_t i = 0; i < shape.size(); i++)
+    if (shape[i] < 0 || __builtin_mul_overflow(n, shape[i], &n))
+      fail(op, ": ", argument, " must be sizes of a tensor, got ", text_of(shape));
+  return n;
+}
+
+void check_packed(const char* op, const char* argument, const Tensor& packed, int64_t n) {
+  const ScalarType dtype = packed.scalar_type();
+  if (dtype != ScalarType::Byte) {
+    if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16 && dtype != ScalarType::Float)
+      fail(op, ": ", argument, " must be stored as uint8, float16, bfloat16 or float32, got ", name_of(dtype));
+  }
+  const int64_t bytes = packed.numel() * static_cast<int64_t>(packed.element_size());
+  if (bytes < ceil_div(n, 2))
+    fail(op, ": ", argument, " must hold at least ", ceil_div(n, 2), " bytes (", n, " codes of 4 bits), got ", bytes);
+}
+
+BnbDtype dtype_of(ScalarType dtype) {
+  return dtype == ScalarType::Half ? BNB_FLOAT16 : dtype == ScalarType::BFloat16 ? BNB_BFLOAT16 : BNB_FLOAT32;
+}
+
+Tensor empty(Sizes sizes, ScalarType dtype, const Tensor& A) {
+  constexpr size_t kMaxDims = 64;
+  const size_t dims = sizes.size();
+  if (dims > kMaxDims) fail("a tensor of ", dims, " dimensions");
+  int64_t strides[kMaxDims];
+  int64_t stride = 1;
+  for (size_t i = dims; i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 0 ? sizes[i] : 1;
+  }
+  int32_t device_type;
+  aoti_torch_get_device_type(A.get(), &device_type);
+  const auto code = static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dims), sizes.data(), strides, code, device_type,
+                                                         A.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+Shape with_last(const Tensor& A, int64_t n) {
+  const Sizes sizes = A.sizes();
+  Shape shape(sizes.begin(), sizes.end());
+  shape.back() = n;
+  return shape;
+}
+
+namespace {
+
+Backend xpu_backend{};
+
+using CurrentStream = AOTITorchError (*)(int32_t, void**);
+
+// torch's function for the current stream lies in libtorch_xpu, which a CPU build lacks: looked up, not linked.
+CurrentStream find_current_stream() {
+  constexpr const char* kName = "aoti_torch_get_current_xpu_stream";
+  void* symbol = nullptr;
+  if (void* library = dlopen("libtorch_xpu.so", RTLD_LAZY | RTLD_NOLOAD)) symbol = dlsym(library, kName);
+  if (!symbol) symbol = dlsym(RTLD_DEFAULT, kName);
+  if (!symbol) throw std::runtime_error(std::string("torch has no XPU device here: ") + kName + " was not found");
+  return reinterpret_cast<CurrentStream>(symbol);
+}
+
+void* current_queue(int32_t device_index) {
+  static const CurrentStream current_stream = find_current_stream();
+  void* queue = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(current_stream(device_index, &queue));
+  return queue;
+}
+
+}  // namespace
+
+Call::Call(const char* op, const Tensor& A) : op_(op), backend_(xpu_backend) {
+  if (!xpu_backend.dequantize_blockwise) fail(op, ": the XPU kernel library is not loaded");
+  queue_ = current_queue(A.get_device_index());
+}
+
+Operator::Operator(const char* name_, Boxed function_) : name(name_), function(function_) { all().push_back(*this); }
+
+std::vector<Operator>& Operator::all() {
+  static std::vector<Operator> operators;
+  return operators;
+}
+
+}  // namespace bnb
+
+// ---- what Python calls ----------------------------------------------------------------------------------------------
+namespace {
+
+using Library = torch::stable::detail::StableLibrary;
+using Registered = std::map<std::string, std::unique_ptr<Library>>;
+
+Registered& registered() {
+  static Registered* all = new Registered;  // never destroyed: the dispatcher goes first at exit
+  return *all;
+}
+
+template <class Body>
+int guarded(char* message, size_t size, Body&& body) noexcept {
+  try {
+    body();
+    return 0;
+  } catch (const std::exception& e) {
+    std::snprintf(message, size, "%s", e.what());
+    return 1;
+  }
+}
+
+}  // namespace
+
+// Takes the kernels from the loaded XPU library at `path`.
+BNB_EXPORT int bnb_torch_use_xpu_library(const char* path, char* message, size_t size) {
+  return guarded(message, size, [&] {
+    void* library = dlopen(path, RTLD_NOW);
+    if (!library) throw std::runtime_error(dlerror());
+    const auto take = [&](auto& function, const char* name) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+      if (!function) throw std::runtime_error(std::string(path) + " has no " + name);
+    };
+    take(bnb::xpu_backend.gemv_4bit_inference, "cgemv_4bit_inference");
+    take(bnb::xpu_backend.dequantize_blockwise, "cdequantize_blockwise");
+  });
+}
+
+// Registers `name` (of the namespace bitsandbytes, with its overload) for a dispatch key; a second time does nothing.
+BNB_EXPORT int bnb_torch_register(const char* key, const char* name, char* message, size_t size) {
+  return guarded(message, size, [&] {
+    auto& slot = registered()[std::string(key) + "/" + name];
+    if (slot) return;
+    for (const auto& op : bnb::Operator::all()) {
+      if (std::string(op.name) != name) continue;
+      slot = std::make_unique<Library>(Library::Kind::IMPL, "bitsandbytes", key, __FILE__, __LINE__);
+      slot->impl(op.name, op.function);
+      return;
+    }
+    throw std::invalid_argument(std::string("there is no operator ") + name);
+  });
+}
+
+// Takes back all registrations: what was registered before answers again.
+BNB_EXPORT void bnb_torch_unregister_all() { registered().clear(); }
+
+// The names of all operators, a line each.
+BNB_EXPORT const char* bnb_torch_operators() {
+  static const std::string text = [] {
+    std::string all;
+    for (const auto& op : bnb::Operator::all()) all += std::string(op.name) + "\n";
+    return all;
+  }();
+  return text.c_str();
+}

@@ -1,0 +1,48 @@
+// int8_linear_matmul and its .out variant: torch's own int8 matrix product (oneDNN on a GPU), which is the best there is.
+#include "common.h"
+
+namespace bnb {
+namespace {
+
+Shape check(const char* op, const Tensor& A, const Tensor& B) {
+  check_dtype(op, "A", A, ScalarType::Char);
+  check_dtype(op, "B", B, ScalarType::Char);
+  check_device(op, "B", B, A);
+  if (A.dim() == 0 || B.dim() != 2 || A.size(A.dim() - 1) != B.size(1))
+    fail(op, ": B must be of shape [N, K] to match A's [..., K], got ", text_of(B.sizes()), " and ", text_of(A.sizes()));
+  return with_last(A, B.size(0));
+}
+
+Tensor product(const Tensor& A, const Tensor& B, const Shape& shape) {
+  const int64_t k = B.size(1);
+  if (k == 0 || A.numel() == 0 || B.numel() == 0) {
+    Tensor zeros = empty(shape, ScalarType::Int, A);
+    return torch::stable::zero_(zeros);
+  }
+  const Tensor flat = torch::stable::reshape(A, Shape{A.numel() / k, k});
+  const Tensor out = aten("aten::_int_mm", "", flat, torch::stable::transpose(B, 0, 1));
+  return A.dim() == 2 ? out : torch::stable::reshape(out, shape);
+}
+
+Tensor int8_linear_matmul(Tensor A, Tensor B) { return product(A, B, check("int8_linear_matmul", A, B)); }
+
+void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
+  constexpr const char* op = "int8_linear_matmul.out";
+  const Shape shape = check(op, A, B);
+  check_dtype(op, "out", out, ScalarType::Int);
+  check_device(op, "out", out, A);
+  check_shape(op, "out", out, shape);
+  const int64_t k = B.size(1);
+  if (out.numel() == 0) return;
+  if (k == 0 || A.dim() != 2 || !out.is_contiguous()) {
+    torch::stable::copy_(out, product(A, B, shape));
+    return;
+  }
+  aten("aten::_int_mm", "out", A, torch::stable::transpose(B, 0, 1), out);
+}
+
+BNB_OPERATOR("int8_linear_matmul", int8_linear_matmul);
+BNB_OPERATOR("int8_linear_matmul.out", int8_linear_matmul_out);
+
+}  // namespace
+}  // namespace bnb

@@ -1,0 +1,80 @@
+// Launch of csrc/xpu_kernels/dequantize_blockwise.cpp.
+#include "runtime.h"
+
+namespace bnb {
+namespace {
+
+struct Shape {
+  int tile, num_per_th, group;
+};
+
+// Vectorised: what measured best. Otherwise: any blocksize, any pointer, an element a lane.
+constexpr Shape shape_of(Kind kind, size_t element_size, bool vectorised) {
+  if (!vectorised) return {kind == Kind::cpu ? 4096 : 1024, 1, 256};
+  if (kind == Kind::cpu) return {8192, 8, 256};
+  const int num_per_th = element_size == 2 ? 8 : 4;  // 16 bytes a lane out
+  return {256 * num_per_th, num_per_th, 256};
+}
+
+template <class T, int DATA_TYPE>
+const Kernel& kernel(Kind kind, bool vectorised) {
+  static constexpr const char* kDataType[] = {"General8bit", "FP4", "NF4"};
+  const auto make = [](Kind k, bool v) {
+    const Shape s = shape_of(k, sizeof(T), v);
+    return Kernel(std::string("dequantize_blockwise/") + kDataType[DATA_TYPE] + "/" + type_name<T> + (v ? "" : "/any"),
+                  "dequantize_blockwise", k,
+                  instantiation("bnb::kDequantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
+                                std::string("bnb::") + kDataType[DATA_TYPE], s.group, sub_group_size(k)));
+  };
+  static const Kernel kernels[3][2] = {{make(Kind::cpu, false), make(Kind::cpu, true)},
+                                       {make(Kind::gpu16, false), make(Kind::gpu16, true)},
+                                       {make(Kind::gpu32, false), make(Kind::gpu32, true)}};
+  return kernels[static_cast<int>(kind)][vectorised];
+}
+
+}  // namespace
+
+// out[i] = code[A[i]] * absmax[i / blocksize], i < n; `code` may be null but for General8bit. Asynchronous.
+template <class T, int DATA_TYPE>
+void dequantizeBlockwise(const float* code, const uint8_t* A, const float* absmax, T* out, int64_t blocksize, int64_t n,
+                         sycl::queue* queue) {
+  if (n <= 0) return;
+  const Kind kind = device_of(*queue).kind;
+  const Shape wide = shape_of(kind, sizeof(T), true);
+  const int32_t shift = shift_of(blocksize);
+  const size_t bytes_in = DATA_TYPE == General8bit ? wide.num_per_th : wide.num_per_th / 2;
+  const bool vectorised = shift >= 0 && blocksize >= wide.num_per_th && aligned(A, bytes_in) &&
+                          aligned(out, wide.num_per_th * sizeof(T));
+  const Shape shape = shape_of(kind, sizeof(T), vectorised);
+  kernel<T, DATA_TYPE>(kind, vectorised)
+      .submit(*queue, (n + shape.tile - 1) / shape.tile, shape.group, code, A, absmax, out, blocksize, shift, n);
+}
+
+template <class T>
+static void register_kernels() {
+  for (Kind kind : kKinds) {
+    kernel<T, General8bit>(kind, true);
+    kernel<T, FP4>(kind, true);
+    kernel<T, NF4>(kind, true);
+  }
+}
+static const bool registered = (register_kernels<half>(), register_kernels<bfloat16>(), register_kernels<float>(), true);
+
+}  // namespace bnb
+
+int cdequantize_blockwise(int dtype, int data_type, const float* code, const uint8_t* A, const float* absmax, void* out,
+                          int64_t blocksize, int64_t n, void* queue, char* message, size_t message_size) {
+  return bnb::guarded(message, message_size, [&] {
+    bnb::with_dtype(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      auto* const q = static_cast<sycl::queue*>(queue);
+      auto* const o = static_cast<T*>(out);
+      switch (data_type) {
+        case BNB_GENERAL8BIT: return bnb::dequantizeBlockwise<T, bnb::General8bit>(code, A, absmax, o, blocksize, n, q);
+        case BNB_FP4: return bnb::dequantizeBlockwise<T, bnb::FP4>(code, A, absmax, o, blocksize, n, q);
+        case BNB_NF4: return bnb::dequantizeBlockwise<T, bnb::NF4>(code, A, absmax, o, blocksize, n, q);
+      }
+      throw std::invalid_argument("data_type " + std::to_string(data_type) + " is not one of General8bit, FP4, NF4");
+    });
+  });
+}

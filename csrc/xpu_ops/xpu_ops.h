@@ -1,0 +1,70 @@
+// The XPU library's C interface: what csrc/torch calls for an operator, and what Python calls to build kernels.
+// No SYCL type and no torch type crosses it, and no exception: a function that can fail returns 0 for success and
+// writes the reason into `message` (of `message_size` bytes) otherwise. Queues are sycl::queue*, owned by the caller.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define BNB_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+enum BnbDtype { BNB_FLOAT16 = 0, BNB_BFLOAT16 = 1, BNB_FLOAT32 = 2 };
+enum BnbDataType { BNB_GENERAL8BIT = 0, BNB_FP4 = 1, BNB_NF4 = 2 };
+
+// Statistics of quantised blocks. absmax_8bit is null, or the statistics are themselves quantised in blocks of 256.
+struct BnbStatistics {
+  const float* absmax;
+  const uint8_t* absmax_8bit;
+  const float* absmax_code;    // 256 entries
+  const float* absmax_offset;  // 1 entry
+};
+
+// ---- operators ------------------------------------------------------------------------------------------------------
+// out[i] = code[A[i]] * absmax[i / blocksize] for i < n; `code` (256 entries) is read for BNB_GENERAL8BIT alone.
+BNB_EXPORT int cdequantize_blockwise(int dtype, int data_type, const float* code, const uint8_t* A,
+                                     const float* absmax, void* out, int64_t blocksize, int64_t n, void* queue,
+                                     char* message, size_t message_size);
+
+// out[m, n] = A[m, k] B[n, k]^T (+ bias[n]). `datatype` is a table of 16 on the device, or null for that of data_type.
+BNB_EXPORT int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
+                                    const BnbStatistics* statistics, const float* datatype, int data_type, void* out,
+                                    int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
+                                    void* queue, char* message, size_t message_size);
+
+// ---- kernels --------------------------------------------------------------------------------------------------------
+// Called, with the runtime locked, when an operator needs a family of kernels that is not there yet. It must call
+// bnb_xpu_load or bnb_xpu_compile for it. Without a builder, families are compiled and not kept.
+typedef int (*BnbBuilder)(int device, const char* family, char* message, size_t message_size);
+BNB_EXPORT void bnb_xpu_set_builder(BnbBuilder builder);
+
+// The index of the queue's device in this process (also 0 or more for a device seen before), or -1.
+BNB_EXPORT int bnb_xpu_open(void* queue, char* message, size_t message_size);
+// "kind\nbackend\nname\nversion\ndriver" of an opened device; kind is cpu, gpu16 or gpu32. Valid for the process' life.
+BNB_EXPORT const char* bnb_xpu_describe(int device);
+// Families of a kind, a line each: "family\tkernel\tkernel…". Valid for the process' life.
+BNB_EXPORT const char* bnb_xpu_families(const char* kind);
+// The SYCL source of a family, whole. Valid for the process' life; null if there is no such family.
+BNB_EXPORT const char* bnb_xpu_source(const char* family);
+// 1 if the family's kernels are ready on the device.
+BNB_EXPORT int bnb_xpu_is_built(int device, const char* family);
+
+// What a build leaves to be kept: machine code where the driver gives it (OpenCL), else SPIR-V.
+enum BnbFormat { BNB_FORMAT_BEST = 0, BNB_FORMAT_SPIRV = 1 };
+// Compile a family for a device from source and install it; *data (free with bnb_xpu_free) is what bnb_xpu_load takes.
+BNB_EXPORT int bnb_xpu_compile(int device, const char* family, int format, char** data, size_t* size, char* message,
+                               size_t message_size);
+BNB_EXPORT int bnb_xpu_load(int device, const char* family, const char* data, size_t size, char* message,
+                            size_t message_size);
+// SPIR-V of a family as compiled for another kind of device, for offline compilers; one module after another, each
+// preceded by its size as 8 bytes, little-endian.
+BNB_EXPORT int bnb_xpu_spirv(int device, const char* family, const char* kind, char** data, size_t* size, char* message,
+                             size_t message_size);
+BNB_EXPORT void bnb_xpu_free(char* data);
+
+// ---- for tests and benchmarks ---------------------------------------------------------------------------------------
+// A queue on the first device that SYCL finds (in order, as torch's are), and its end.
+BNB_EXPORT void* bnb_xpu_new_queue(char* message, size_t message_size);
+BNB_EXPORT int bnb_xpu_wait(void* queue, char* message, size_t message_size);
+BNB_EXPORT void bnb_xpu_delete_queue(void* queue);

@@ -1,0 +1,141 @@
+"""Builds the two shared libraries with the C++ compiler alone; pyproject.toml says the rest.
+
+libbitsandbytes_intel_torch.so: the operators, on torch's stable ABI (headers of the target environment's torch).
+libbitsandbytes_intel_xpu.so: kernel launch and the kernel runtime, on the SYCL runtime (headers of intel-sycl-rt).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import sysconfig
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = pathlib.Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+COMMON = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-DNDEBUG"]
+TORCH_TARGET = "0x020a000000000000"  # the oldest torch that the operators run with: 2.10
+
+
+def site_packages() -> list[pathlib.Path]:
+    """Where the environment that we build for keeps packages: also where pip builds in an environment of its own."""
+    return [pathlib.Path(sysconfig.get_paths()[name]) for name in ("platlib", "purelib")]
+
+
+def torch_folder() -> pathlib.Path:
+    """The target environment's torch."""
+    spec = importlib.util.find_spec("torch")
+    candidates = [pathlib.Path(spec.origin).parent] if spec and spec.origin else []
+    candidates += [packages / "torch" for packages in site_packages()]
+    for folder in candidates:
+        if (folder / "include" / "torch" / "csrc" / "stable" / "tensor.h").exists():
+            return folder
+    sys.exit(
+        "bitsandbytes-intel needs torch 2.10 or newer in this environment before it is built "
+        f"(looked for its headers in {', '.join(map(str, candidates))}): install torch first"
+    )
+
+
+def sycl_prefix() -> pathlib.Path | None:
+    """The prefix that holds include/sycl and lib/libsycl.so: of the target environment, else of the build's own."""
+    candidates = [pathlib.Path(sysconfig.get_paths()["data"]), pathlib.Path(sys.prefix)]
+    candidates += [pathlib.Path(p).parents[2] for p in sys.path if p.endswith("site-packages")]
+    for prefix in candidates:
+        if (prefix / "include" / "sycl" / "sycl.hpp").exists() and list((prefix / "lib").glob("libsycl.so*")):
+            return prefix
+    return None
+
+
+def write_kernel_sources(folder: pathlib.Path) -> None:
+    """xpu_sources.h: each kernel file with the headers that it stands on, as text for the run-time compiler."""
+    kernels = CSRC / "xpu_kernels"
+    head = (kernels / "device.h").read_text() + (CSRC / "codebook.h").read_text().replace("#pragma once\n", "")
+    lines = ["struct KernelSource { const char* stem; const char* text; };", "static const KernelSource kSources[] = {"]
+    for path in sorted(kernels.glob("*.cpp")):
+        lines.append(f'{{"{path.stem}", R"BNB_SOURCE({head}{path.read_text()})BNB_SOURCE"}},')
+    (folder / "xpu_sources.h").write_text("\n".join([*lines, "};"]) + "\n")
+
+
+class SharedLibrary(Extension):
+    """A plain shared library in the package, not a Python module."""
+
+
+class BuildLibraries(build_ext):
+    """Compiles and links the libraries; each compiler call is plain enough to repeat by hand."""
+
+    def get_ext_filename(self, name: str) -> str:
+        """The package's folder and the library's name, without Python's suffix."""
+        return os.path.join(*name.split(".")) + ".so"
+
+    def build_extension(self, extension: Extension) -> None:
+        """One library: its objects in parallel, then the link."""
+        name = extension.name.rsplit(".", 1)[1]
+        work = pathlib.Path(self.build_temp).resolve() / name
+        work.mkdir(parents=True, exist_ok=True)
+        if name.endswith("_torch"):
+            torch = torch_folder()
+            flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-isystem", str(torch / "include")]
+            links = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-ldl"]
+        else:
+            prefix = sycl_prefix()
+            if prefix is None:
+                print("no SYCL headers (intel-sycl-rt): building without the XPU library", file=sys.stderr)
+                return
+            write_kernel_sources(work)
+            flags = ["-DSYCL_DISABLE_FSYCL_SYCLHPP_WARNING", "-DCL_TARGET_OPENCL_VERSION=300", "-w", f"-I{work}",
+                     "-isystem", str(prefix / "include")]  # fmt: skip
+            library = max((prefix / "lib").glob("libsycl.so.[0-9]*"), key=lambda path: (-len(path.name), path.name))
+            links = [str(library), "-ldl"]
+        compiler = (os.environ.get("CXX") or "g++").split()
+        jobs = []
+        for source in extension.sources:
+            made = work / (pathlib.Path(source).stem + ".o")
+            jobs.append((made, [*compiler, *COMMON, *flags, "-c", str(ROOT / source), "-o", str(made)]))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda job: self.run_compiler(job[1]), jobs))
+        target = pathlib.Path(self.get_ext_fullpath(extension.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.run_compiler([*compiler, "-shared", *(str(made) for made, _ in jobs), "-o", str(target), *links])
+
+    def run_compiler(self, command: list[str]) -> None:
+        """Run one command; its failure ends the build with what it printed."""
+        if self.verbose:
+            print(" ".join(command))
+        try:
+            subprocess.run(command, check=True)
+        except FileNotFoundError:
+            sys.exit(f"no C++ compiler {command[0]!r}: install g++ (apt-get install g++) or name another in CXX")
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"the compiler failed with status {error.returncode}: {' '.join(command)}")
+
+    def get_outputs(self) -> list[str]:
+        """The libraries that were built."""
+        return [path for path in super().get_outputs() if os.path.exists(path)]
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable installation; a library that was left out is not missed."""
+        self.extensions = [e for e in self.extensions if os.path.exists(self.get_ext_fullpath_built(e))]
+        super().copy_extensions_to_source()
+
+    def get_ext_fullpath_built(self, extension: Extension) -> str:
+        """Where build_extension has put a library that is not built in place."""
+        return os.path.join(self.build_lib, self.get_ext_filename(extension.name))
+
+
+def library(name: str, folder: str) -> SharedLibrary:
+    """A library of every source in a folder of csrc."""
+    sources = [str(path.relative_to(ROOT)) for path in sorted((CSRC / folder).glob("*.cpp"))]
+    headers = [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cpp")]
+    return SharedLibrary(f"bitsandbytes_intel.libbitsandbytes_intel_{name}", sources, depends=headers)
+
+
+setup(
+    ext_modules=[library("torch", "torch"), library("xpu", "xpu_ops")],
+    cmdclass={"build_ext": BuildLibraries},
+)

@@ -1,0 +1,108 @@
+"""Compiled kernels on disk: a folder of our own, one file for each key, written whole or not at all.
+
+A file is taken only if it lies in a folder that nobody else can write to, is the user's own, and carries the digest of
+its content: machine code from it is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import pathlib
+import stat
+import tempfile
+from collections.abc import Iterator
+
+import filelock
+
+from . import env
+
+_log = logging.getLogger(__name__)
+_MAGIC = b"bnb-intel-kernels-1\n"
+_LOCK_SECONDS = 60
+
+
+class Untrusted(OSError):
+    """The cache folder, or a file in it, could have been written by somebody else."""
+
+
+def folder() -> pathlib.Path:
+    """The folder of compiled kernels; made if need be, for the user alone.
+
+    Raises:
+        OSError: it cannot be made.
+        Untrusted: it is not the user's own, or others can write to it.
+    """
+    path = env.cache_dir() / "kernels"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_trusted(path)
+    return path
+
+
+def _check_trusted(path: pathlib.Path) -> None:
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise Untrusted(f"{path} is a symbolic link")
+    if status.st_uid != os.geteuid():
+        raise Untrusted(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Untrusted(f"{path} is writable by others (mode {stat.S_IMODE(status.st_mode):o})")
+
+
+def _path(key: str) -> pathlib.Path:
+    return folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.bin"
+
+
+def read(key: str) -> bytes | None:
+    """What :func:`write` kept under this key; None if there is nothing, or nothing whole."""
+    path = _path(key)
+    try:
+        _check_trusted(path)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest = content[len(_MAGIC) : len(_MAGIC) + 32]
+    payload = content[len(_MAGIC) + 32 :]
+    if not content.startswith(_MAGIC) or hashlib.sha256(key.encode() + payload).digest() != digest:
+        _log.warning("ignoring %s: it is truncated or not a file of compiled kernels", path)
+        return None
+    return payload
+
+
+def write(key: str, payload: bytes) -> pathlib.Path:
+    """Keep a payload under a key. Readers see the old file or the new one, never a part."""
+    path = _path(key)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_MAGIC + hashlib.sha256(key.encode() + payload).digest() + payload)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return path
+
+
+def remove(key: str) -> None:
+    """Forget a key."""
+    _path(key).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def building(key: str) -> Iterator[None]:
+    """Hold while building a key, so that of many processes one builds and the others find the result.
+
+    A lock that is not had in a minute is done without: building twice is no error.
+    """
+    lock = filelock.FileLock(_path(key).with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except filelock.Timeout:
+        _log.warning("not waiting any longer for %s", lock.lock_file)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,121 @@
+"""Which operator is ours on which device, and the registration of it with torch. The only list of operators."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import warnings
+from dataclasses import dataclass
+
+from . import runtime
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One of ours: its name in ``torch.ops.bitsandbytes`` with its overload, its devices, and what does the work."""
+
+    name: str
+    devices: tuple[str, ...]
+    kernel: str
+
+
+OPERATORS = (
+    Operator("dequantize_4bit", ("xpu",), "SYCL"),
+    Operator("dequantize_4bit.out", ("xpu",), "SYCL"),
+    Operator("dequantize_blockwise", ("xpu",), "SYCL"),
+    Operator("dequantize_blockwise.out", ("xpu",), "SYCL"),
+    Operator("gemv_4bit", ("xpu",), "SYCL"),
+    Operator("gemv_4bit.out", ("xpu",), "SYCL"),
+    Operator("gemm_4bit", ("xpu",), "SYCL"),
+    Operator("int8_linear_matmul", ("xpu",), "oneDNN"),
+    Operator("int8_linear_matmul.out", ("xpu",), "oneDNN"),
+)
+
+_registered: dict[str, tuple[Operator, ...]] = {}
+_failures: dict[str, str] = {}
+_torch_library: ctypes.CDLL | None = None
+
+
+def registered() -> dict[str, tuple[Operator, ...]]:
+    """Our operators that answer in this process, by device."""
+    return dict(_registered)
+
+
+def failures() -> dict[str, str]:
+    """Why our operators are not registered on a device that is present, by device."""
+    return dict(_failures)
+
+
+def present_devices() -> tuple[str, ...]:
+    """The devices of torch that exist here, of those that we have operators for."""
+    import torch
+
+    return ("xpu",) if torch.xpu.is_available() else ()
+
+
+def register() -> None:
+    """Register every operator that we have for a present device, over upstream's. Idempotent; never raises.
+
+    A library that is there but does not load is a warning in the log, kept for :func:`failures`.
+    """
+    for device in present_devices():
+        if device in _registered:
+            continue
+        try:
+            _register(device)
+            _failures.pop(device, None)
+        except Exception as error:
+            _failures[device] = f"{type(error).__name__}: {error}"
+            _log.warning("bitsandbytes keeps its own operators on %s: %s", device, error)
+
+
+def unregister() -> None:
+    """Take our operators back: upstream's answer again."""
+    if _torch_library is not None:
+        _torch_library.bnb_torch_unregister_all()
+    _registered.clear()
+
+
+def _register(device: str) -> None:
+    lib = _load()
+    message = ctypes.create_string_buffer(4096)
+    if device == "xpu":
+        runtime.library()
+        if lib.bnb_torch_use_xpu_library(str(runtime.XPU_LIBRARY).encode(), message, len(message)):
+            raise runtime.KernelError(message.value.decode(errors="replace"))
+    ours = tuple(operator for operator in OPERATORS if device in operator.devices)
+    _silence_override_warning(device)
+    for operator in ours:
+        if lib.bnb_torch_register(device.upper().encode(), operator.name.encode(), message, len(message)):
+            raise runtime.KernelError(message.value.decode(errors="replace"))
+    _registered[device] = ours
+    _log.info("%d operators registered on %s", len(ours), device)
+
+
+def _load() -> ctypes.CDLL:
+    global _torch_library
+    if _torch_library is None:
+        if not runtime.TORCH_LIBRARY.exists():
+            raise runtime.KernelError(f"{runtime.TORCH_LIBRARY.name} is missing: install bitsandbytes-intel again")
+        lib = ctypes.CDLL(str(runtime.TORCH_LIBRARY))
+        text, size = ctypes.c_char_p, ctypes.c_size_t
+        lib.bnb_torch_use_xpu_library.argtypes = [text, text, size]
+        lib.bnb_torch_register.argtypes = [text, text, text, size]
+        lib.bnb_torch_unregister_all.restype = None
+        lib.bnb_torch_operators.restype = text
+        _torch_library = lib
+    return _torch_library
+
+
+def _silence_override_warning(device: str) -> None:
+    """Use up the one warning that torch prints in C++ when a kernel replaces another: replacing is our purpose."""
+    import torch
+
+    name = next(operator.name for operator in OPERATORS if device in operator.devices)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = torch.library.Library("bitsandbytes", "IMPL")
+        library.impl(name, lambda *args: None, device.upper(), allow_override=True)
+        library._destroy()

@@ -1,0 +1,79 @@
+"""Where pip puts the SYCL runtime and the OpenCL CPU device, and how a process comes to see them."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import pathlib
+import site
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sycl:
+    """A SYCL runtime: its library (``libsycl.so.N``) and the folder of its headers."""
+
+    library: pathlib.Path
+    include: pathlib.Path
+
+    @property
+    def major(self) -> int:
+        """The N of ``libsycl.so.N``; a program must run with the N that it was linked to."""
+        return int(self.library.suffix[1:])
+
+
+def lib_folders() -> list[pathlib.Path]:
+    """The folders in which pip puts shared libraries, the most likely first."""
+    folders = []
+    for name in ("intel-sycl-rt", "intel-opencl-rt"):
+        try:
+            packages = pathlib.Path(str(importlib.metadata.distribution(name).locate_file("")))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        folders += [parent / "lib" for parent in packages.resolve().parents[:3]]
+    folders.append(pathlib.Path(sys.prefix) / "lib")
+    if site.ENABLE_USER_SITE:
+        folders.append(pathlib.Path(site.getuserbase()) / "lib")
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def find_sycl() -> Sycl | None:
+    """The SYCL runtime that pip installed, the newest if there are several; None if there is none with headers."""
+    for folder in lib_folders():
+        found = [path for path in folder.glob("libsycl.so.*") if path.suffix[1:].isdigit() and path.name.count(".") == 2]
+        include = folder.parent / "include"
+        if found and (include / "sycl" / "sycl.hpp").is_file():
+            return Sycl(max(found, key=lambda path: int(path.suffix[1:])), include)
+    return None
+
+
+def find_opencl() -> pathlib.Path | None:
+    """The OpenCL CPU device of the package intel-opencl-rt, if it is installed."""
+    for folder in lib_folders():
+        if (folder / "libintelocl.so").is_file():
+            return folder / "libintelocl.so"
+    return None
+
+
+def show_cpu_device() -> None:
+    """Let SYCL find the OpenCL CPU device that pip installed, unless the user has said where to look.
+
+    Has an effect only before the SYCL runtime has looked for devices.
+    """
+    device = find_opencl()
+    if device is not None and "OCL_ICD_FILENAMES" not in os.environ:
+        os.environ["OCL_ICD_FILENAMES"] = str(device)
+
+
+def load() -> None:
+    """Load the SYCL runtime for libraries that are linked to it, if torch has not done so.
+
+    Raises:
+        OSError: there is none, or it does not load.
+    """
+    sycl = find_sycl()
+    if sycl is None:
+        raise OSError("no SYCL runtime is installed: pip install intel-sycl-rt (torch's XPU build brings it)")
+    ctypes.CDLL(str(sycl.library), mode=ctypes.RTLD_GLOBAL)
