@@ -10,6 +10,7 @@ import concurrent.futures
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import sysconfig
@@ -52,13 +53,26 @@ def sycl_prefix() -> pathlib.Path | None:
     return None
 
 
+def with_includes(path: pathlib.Path, seen: set[pathlib.Path]) -> str:
+    """A kernel file as one text: each of our own headers in the place of its first #include."""
+    lines = []
+    for line in path.read_text().splitlines():
+        found = re.fullmatch(r'#include "(.+)"', line)
+        if found:
+            header = (path.parent / found[1]).resolve()
+            if header not in seen:
+                seen.add(header)
+                lines.append(with_includes(header, seen))
+        elif line != "#pragma once":
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def write_kernel_sources(folder: pathlib.Path) -> None:
-    """xpu_sources.h: each kernel file with the headers that it stands on, as text for the run-time compiler."""
-    kernels = CSRC / "xpu_kernels"
-    head = (kernels / "device.h").read_text() + (CSRC / "codebook.h").read_text().replace("#pragma once\n", "")
+    """xpu_sources.h: every kernel file as text for the run-time compiler."""
     lines = ["struct KernelSource { const char* stem; const char* text; };", "static const KernelSource kSources[] = {"]
-    for path in sorted(kernels.glob("*.cpp")):
-        lines.append(f'{{"{path.stem}", R"BNB_SOURCE({head}{path.read_text()})BNB_SOURCE"}},')
+    for path in sorted((CSRC / "xpu_kernels").glob("*.cpp")):
+        lines.append(f'{{"{path.stem}", R"BNB_SOURCE({with_includes(path, set())})BNB_SOURCE"}},')
     (folder / "xpu_sources.h").write_text("\n".join([*lines, "};"]) + "\n")
 
 

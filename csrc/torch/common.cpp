@@ -205,6 +205,7 @@ BNB_EXPORT int bnb_torch_use_xpu_library(const char* path, char* message, size_t
       if (!function) throw std::runtime_error(std::string(path) + " has no " + name);
     };
     take(bnb::xpu_backend.gemv_4bit_inference, "cgemv_4bit_inference");
+    take(bnb::xpu_backend.gemm_4bit_inference, "cgemm_4bit_inference");
     take(bnb::xpu_backend.dequantize_blockwise, "cdequantize_blockwise");
   });
 }

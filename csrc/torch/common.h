@@ -75,6 +75,7 @@ Tensor aten(const char* name, const char* overload, const Args&... args) {
 struct Backend {
   decltype(&cdequantize_blockwise) dequantize_blockwise;
   decltype(&cgemv_4bit_inference) gemv_4bit_inference;
+  decltype(&cgemm_4bit_inference) gemm_4bit_inference;
 };
 
 // One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream.

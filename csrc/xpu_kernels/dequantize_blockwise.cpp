@@ -3,6 +3,7 @@
 // 4-bit codes (FP4, NF4) are looked up among the lanes of the sub-group: lane l holds the value of code l % 16, so a
 // look-up is one shuffle and no memory traffic. The 256 entries of an 8-bit code lie in work-group local memory.
 // A lane takes NUM_PER_TH neighbours at once, and a sub-group's loads and stores run without a gap.
+#include "device.h"
 
 namespace bnb {
 

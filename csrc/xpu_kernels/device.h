@@ -3,8 +3,11 @@
 // Device code only. It is compiled at run time by the SYCL runtime's own compiler, so it includes nothing but the two
 // small headers that declare the built-ins: a build of all kernels with them takes a tenth of one with sycl.hpp.
 // The same text compiles to PTX (sub-groups of 32), where a sub-group is a warp.
+#pragma once
 #include <sycl/__spirv/spirv_ops.hpp>
 #include <sycl/__spirv/spirv_vars.hpp>
+
+#include "../codebook.h"
 
 #define BNB_INLINE inline __attribute__((always_inline))
 // A kernel: a one-dimensional nd_range free function of fixed work-group and sub-group size.

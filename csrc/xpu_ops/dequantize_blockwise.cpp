@@ -19,17 +19,13 @@ constexpr Shape shape_of(Kind kind, size_t element_size, bool vectorised) {
 template <class T, int DATA_TYPE>
 const Kernel& kernel(Kind kind, bool vectorised) {
   static constexpr const char* kDataType[] = {"General8bit", "FP4", "NF4"};
-  const auto make = [](Kind k, bool v) {
+  static const KernelTable table([](Kind k, int v) {
     const Shape s = shape_of(k, sizeof(T), v);
-    return Kernel(std::string("dequantize_blockwise/") + kDataType[DATA_TYPE] + "/" + type_name<T> + (v ? "" : "/any"),
-                  "dequantize_blockwise", k,
-                  instantiation("bnb::kDequantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
-                                std::string("bnb::") + kDataType[DATA_TYPE], s.group, sub_group_size(k)));
-  };
-  static const Kernel kernels[3][2] = {{make(Kind::cpu, false), make(Kind::cpu, true)},
-                                       {make(Kind::gpu16, false), make(Kind::gpu16, true)},
-                                       {make(Kind::gpu32, false), make(Kind::gpu32, true)}};
-  return kernels[static_cast<int>(kind)][vectorised];
+    return KernelName{std::string("dequantize_blockwise/") + kDataType[DATA_TYPE] + "/" + short_name<T> + (v ? "" : "/any"),
+                      instantiation("bnb::kDequantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
+                                    std::string("bnb::") + kDataType[DATA_TYPE], s.group, sub_group_size(k))};
+  }, "dequantize_blockwise", 2);
+  return table.at(kind, vectorised);
 }
 
 }  // namespace
@@ -52,11 +48,9 @@ void dequantizeBlockwise(const float* code, const uint8_t* A, const float* absma
 
 template <class T>
 static void register_kernels() {
-  for (Kind kind : kKinds) {
-    kernel<T, General8bit>(kind, true);
-    kernel<T, FP4>(kind, true);
-    kernel<T, NF4>(kind, true);
-  }
+  kernel<T, General8bit>(Kind::cpu, true);
+  kernel<T, FP4>(Kind::cpu, true);
+  kernel<T, NF4>(Kind::cpu, true);
 }
 static const bool registered = (register_kernels<half>(), register_kernels<bfloat16>(), register_kernels<float>(), true);
 

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
@@ -290,6 +291,7 @@ struct Runtime {
   std::array<std::unique_ptr<Device>, kMaxDevices> devices;
   std::atomic<int> count{0};
   std::atomic<BnbBuilder> builder{nullptr};
+  std::optional<Kind> forced_kind;
 
   // Never destroyed: kernels and contexts must not outlive SYCL's own teardown by running after it.
   static Runtime& get() {
@@ -323,7 +325,7 @@ struct Runtime {
     const auto has = [&](size_t size) { return std::find(sizes.begin(), sizes.end(), size) != sizes.end(); };
     const std::string name = device.get_info<sycl::info::device::name>();
     if (!has(16) && !has(32)) throw std::runtime_error(name + " has no sub-group size of 16 or 32");
-    const Kind kind = device.is_cpu() ? Kind::cpu : has(16) ? Kind::gpu16 : Kind::gpu32;
+    const Kind kind = forced_kind ? *forced_kind : device.is_cpu() ? Kind::cpu : has(16) ? Kind::gpu16 : Kind::gpu32;
     // An Xe vector engine holds eight threads; sub-groups of 16 fill them.
     const int64_t lanes = device.get_info<sycl::info::device::max_compute_units>() * (kind == Kind::cpu ? 16LL : 128LL);
     std::ostringstream description, backend;
@@ -469,6 +471,14 @@ int bnb_xpu_spirv(int device, const char* family, const char* kind, char** data,
 }
 
 void bnb_xpu_free(char* data) { delete[] data; }
+
+int bnb_xpu_force_kind(const char* kind, char* message, size_t message_size) {
+  return guarded(message, message_size, [&] {
+    Runtime& runtime = Runtime::get();
+    const std::lock_guard<std::recursive_mutex> lock(runtime.mutex);
+    runtime.forced_kind = *kind ? std::optional(bnb::kind_of(kind)) : std::nullopt;
+  });
+}
 
 void* bnb_xpu_new_queue(char* message, size_t message_size) {
   void* queue = nullptr;

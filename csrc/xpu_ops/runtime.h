@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -69,6 +71,33 @@ class Kernel {
   mutable std::array<std::atomic<const sycl::kernel*>, kMaxDevices> built_{};
 };
 
+// The kernels of one launch: for each kind of device, one for each of `paths` ways to run. A path that names the same
+// instantiation as another shares its kernel.
+struct KernelName {
+  std::string family, name;
+};
+class KernelTable {
+ public:
+  template <class NameOf>
+  KernelTable(NameOf&& name_of, const char* stem, size_t paths) {
+    for (Kind kind : kKinds) {
+      auto& row = kernels_[static_cast<size_t>(kind)];
+      for (size_t path = 0; path < paths; path++) {
+        KernelName wanted = name_of(kind, static_cast<int>(path));
+        std::shared_ptr<const Kernel> kernel;
+        for (const auto& other : row)
+          if (other->family == wanted.family && other->name == wanted.name) kernel = other;
+        if (!kernel) kernel = std::make_shared<const Kernel>(std::move(wanted.family), stem, kind, std::move(wanted.name));
+        row.push_back(std::move(kernel));
+      }
+    }
+  }
+  const Kernel& at(Kind kind, size_t path) const { return *kernels_[static_cast<size_t>(kind)][path]; }
+
+ private:
+  std::array<std::vector<std::shared_ptr<const Kernel>>, kKinds.size()> kernels_;
+};
+
 // "base<a, b, c>"
 template <class... Args>
 std::string instantiation(const char* base, Args... args) {
@@ -98,6 +127,16 @@ template <>
 inline constexpr const char* type_name<bfloat16> = "bnb::bfloat16";
 template <>
 inline constexpr const char* type_name<float> = "float";
+
+// The same without a name space, for the names of families.
+template <class T>
+constexpr const char* short_name = nullptr;
+template <>
+inline constexpr const char* short_name<half> = "float16";
+template <>
+inline constexpr const char* short_name<bfloat16> = "bfloat16";
+template <>
+inline constexpr const char* short_name<float> = "float32";
 
 // log2 of a power of two; -1 for anything else.
 inline int32_t shift_of(int64_t blocksize) {

@@ -33,6 +33,12 @@ BNB_EXPORT int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, 
                                     int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
                                     void* queue, char* message, size_t message_size);
 
+// The same, with B read once for several rows of A.
+BNB_EXPORT int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
+                                    const BnbStatistics* statistics, const float* datatype, int data_type, void* out,
+                                    int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
+                                    void* queue, char* message, size_t message_size);
+
 // ---- kernels --------------------------------------------------------------------------------------------------------
 // Called, with the runtime locked, when an operator needs a family of kernels that is not there yet. It must call
 // bnb_xpu_load or bnb_xpu_compile for it. Without a builder, families are compiled and not kept.
@@ -64,6 +70,8 @@ BNB_EXPORT int bnb_xpu_spirv(int device, const char* family, const char* kind, c
 BNB_EXPORT void bnb_xpu_free(char* data);
 
 // ---- for tests and benchmarks ---------------------------------------------------------------------------------------
+// Devices opened from now on count as this kind ("" ends that), so that GPU kernels can be run on a CPU device.
+BNB_EXPORT int bnb_xpu_force_kind(const char* kind, char* message, size_t message_size);
 // A queue on the first device that SYCL finds (in order, as torch's are), and its end.
 BNB_EXPORT void* bnb_xpu_new_queue(char* message, size_t message_size);
 BNB_EXPORT int bnb_xpu_wait(void* queue, char* message, size_t message_size);

@@ -113,9 +113,13 @@ def _silence_override_warning(device: str) -> None:
     """Use up the one warning that torch prints in C++ when a kernel replaces another: replacing is our purpose."""
     import torch
 
-    name = next(operator.name for operator in OPERATORS if device in operator.devices)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        library = torch.library.Library("bitsandbytes", "IMPL")
-        library.impl(name, lambda *args: None, device.upper(), allow_override=True)
-        library._destroy()
+    key = device.upper()
+    for operator in OPERATORS:
+        name = f"bitsandbytes::{operator.name}"
+        if device in operator.devices and torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                library = torch.library.Library("bitsandbytes", "IMPL")
+                library.impl(operator.name, lambda *args: None, key, allow_override=True)
+                library._destroy()
+            return

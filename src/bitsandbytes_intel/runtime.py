@@ -84,6 +84,7 @@ def library() -> ctypes.CDLL:
         "bnb_xpu_load": (ctypes.c_int, [ctypes.c_int, text, text, size, text, size]),
         "bnb_xpu_spirv": (ctypes.c_int, [ctypes.c_int, text, text, out_data, out_size, text, size]),
         "bnb_xpu_free": (None, [ctypes.c_void_p]),
+        "bnb_xpu_force_kind": (ctypes.c_int, [text, text, size]),
         "bnb_xpu_new_queue": (ctypes.c_void_p, [text, size]),
         "bnb_xpu_wait": (ctypes.c_int, [ctypes.c_void_p, text, size]),
         "bnb_xpu_delete_queue": (None, [ctypes.c_void_p]),
@@ -143,6 +144,11 @@ def new_queue() -> int:
     if not queue:
         raise KernelError(message.value.decode(errors="replace"))
     return queue
+
+
+def force_kind(kind: str) -> None:
+    """Let devices opened from now on count as this kind ("" ends that): to run GPU kernels on a CPU device in tests."""
+    _check(library().bnb_xpu_force_kind, kind.encode())
 
 
 def compile_family(device: int, name: str, *, spirv: bool = False) -> bytes:

@@ -1,0 +1,118 @@
+// gemm_4bit.
+#include "dot_4bit.h"
+
+namespace bnb {
+namespace {
+
+// Up to so many rows of A, one kernel reads the 4-bit weights; above, they are written out widened and torch multiplies.
+constexpr int64_t kMaxFusedRows = 16;
+// The same for float32, where the order of our sums is also the more exact one.
+constexpr int64_t kMaxFusedRowsFloat32 = 64;
+// Scratch for dequantised weights, a panel of rows at a time.
+constexpr int64_t kPanelBytes = 64 << 20;
+
+struct Nested {
+  std::optional<Tensor> absmax_8bit, absmax_code, absmax_offset;
+};
+
+// The nested statistics written out: absmax_code[absmax_8bit[i]] * absmax[i / 256] + absmax_offset.
+Tensor flat_absmax(const char* op, const Tensor& absmax, const Nested& nested, int64_t blocks) {
+  Tensor flat = empty(Shape{blocks}, ScalarType::Float, absmax);
+  Call(op, absmax)(&Backend::dequantize_blockwise, static_cast<int>(BNB_FLOAT32), static_cast<int>(BNB_GENERAL8BIT),
+                   static_cast<const float*>(nested.absmax_code->data_ptr()),
+                   static_cast<const uint8_t*>(nested.absmax_8bit->data_ptr()), static_cast<const float*>(absmax.data_ptr()),
+                   flat.data_ptr(), int64_t{256}, blocks);
+  // subtract of the negative: the stable ABI of torch 2.10 has no add
+  return torch::stable::subtract(flat, aten("aten::neg", "", *nested.absmax_offset));
+}
+
+// Dequantises rows of B, a panel at a time, and leaves the products to torch.
+Tensor gemm_by_panels(const char* op, const Problem& p, const Tensor& A, const Tensor& B, const Tensor& absmax, int64_t blocksize,
+                      int data_type, const std::optional<Tensor>& bias) {
+  const ScalarType dtype = A.scalar_type();
+  // A panel begins where a block does, and at a whole byte of B.
+  int64_t step = blocksize;
+  while (step % 2 == 0 && step / 2 * p.k % blocksize == 0) step /= 2;
+  const int64_t wanted = kPanelBytes / (p.k * static_cast<int64_t>(A.element_size()));
+  const int64_t panel = std::min(p.n, std::max(step, wanted / step * step));
+  const Call call(op, A);
+  const auto dequantized = [&](int64_t first, int64_t rows) {
+    const int64_t at = first * p.k;
+    Tensor weight = empty(Shape{rows, p.k}, dtype, A);
+    call(&Backend::dequantize_blockwise, dtype_of(dtype), data_type, static_cast<const float*>(nullptr),
+         static_cast<const uint8_t*>(B.data_ptr()) + at / 2, static_cast<const float*>(absmax.data_ptr()) + at / blocksize,
+         weight.data_ptr(), blocksize, rows * p.k);
+    return weight;
+  };
+  if (panel == p.n) return aten("aten::linear", "", A, dequantized(0, p.n), bias);
+  Tensor out = empty(p.out_shape, dtype, A);
+  for (int64_t first = 0; first < p.n; first += panel) {
+    const int64_t rows = std::min(panel, p.n - first);
+    const auto part = bias ? std::optional(aten("aten::slice", "Tensor", *bias, int64_t{0}, std::optional(first),
+                                                std::optional(first + rows), int64_t{1}))
+                           : std::nullopt;
+    Tensor columns = aten("aten::slice", "Tensor", out, A.dim() - 1, std::optional(first), std::optional(first + rows), int64_t{1});
+    torch::stable::copy_(columns, aten("aten::linear", "", A, dequantized(first, rows), part));
+  }
+  return out;
+}
+
+Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocksize, std::string quant_type,
+                 std::optional<Tensor> bias, std::optional<Tensor> absmax_8bit, std::optional<Tensor> absmax_code,
+                 std::optional<Tensor> absmax_offset) {
+  constexpr const char* op = "gemm_4bit";
+  const Problem p = check_product(op, A, B, shapeB, blocksize);
+  const int data_type = check_quant_type(op, quant_type);
+  const int64_t blocks = ceil_div(p.n * p.k, blocksize);
+  Nested nested;
+  if (absmax_8bit) {
+    if (!absmax_code) fail(op, ": absmax_code must be given with absmax_8bit, got None");
+    if (!absmax_offset) fail(op, ": absmax_offset must be given with absmax_8bit, got None");
+    check_absmax(op, absmax, ceil_div(blocks, 256), "one for each 256 blocks", A);
+    check_dtype(op, "absmax_8bit", *absmax_8bit, ScalarType::Byte);
+    check_device(op, "absmax_8bit", *absmax_8bit, A);
+    check_numel(op, "absmax_8bit", *absmax_8bit, blocks, "one for each block");
+    check_dtype(op, "absmax_code", *absmax_code, ScalarType::Float);
+    check_device(op, "absmax_code", *absmax_code, A);
+    check_numel(op, "absmax_code", *absmax_code, 256, "one for each value of a byte");
+    check_float(op, "absmax_offset", absmax_offset->scalar_type());
+    check_device(op, "absmax_offset", *absmax_offset, A);
+    if (absmax_offset->numel() != 1) fail(op, ": absmax_offset must have one element, got ", absmax_offset->numel());
+    nested.absmax_8bit = dense(*absmax_8bit);
+    nested.absmax_code = dense(*absmax_code);
+    nested.absmax_offset = absmax_offset->scalar_type() == ScalarType::Float
+                               ? *absmax_offset
+                               : torch::stable::to(*absmax_offset, std::optional(ScalarType::Float));
+  } else {
+    check_absmax(op, absmax, blocks, "one for each block", A);
+  }
+  if (bias) {
+    check_dtype(op, "bias", *bias, A.scalar_type());
+    check_device(op, "bias", *bias, A);
+    check_shape(op, "bias", *bias, Shape{p.n});
+    bias = dense(*bias);
+  }
+  if (p.m == 0 || p.n == 0) return empty(p.out_shape, A.scalar_type(), A);
+  const Tensor codes = dense(B), scales = dense(absmax);
+  if (p.m > (A.scalar_type() == ScalarType::Float ? kMaxFusedRowsFloat32 : kMaxFusedRows) && p.k > 0) {
+    const Tensor flat = absmax_8bit ? flat_absmax(op, scales, nested, blocks) : scales;
+    return gemm_by_panels(op, p, A, codes, flat, blocksize, data_type, bias);
+  }
+  const Tensor x = dense(A);
+  Tensor out = empty(p.out_shape, A.scalar_type(), A);
+  const auto pointer = [](const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; };
+  const BnbStatistics statistics{static_cast<const float*>(scales.data_ptr()),
+                                 static_cast<const uint8_t*>(pointer(nested.absmax_8bit)),
+                                 static_cast<const float*>(pointer(nested.absmax_code)),
+                                 static_cast<const float*>(pointer(nested.absmax_offset))};
+  const auto function = p.m == 1 ? &Backend::gemv_4bit_inference : &Backend::gemm_4bit_inference;
+  Call(op, A)(function, dtype_of(A.scalar_type()), p.m, p.n, p.k, static_cast<const void*>(x.data_ptr()),
+              static_cast<const uint8_t*>(codes.data_ptr()), &statistics, static_cast<const float*>(nullptr), data_type,
+              out.data_ptr(), p.k, p.k, p.n, blocksize, static_cast<const void*>(pointer(bias)));
+  return out;
+}
+
+BNB_OPERATOR("gemm_4bit", gemm_4bit);
+
+}  // namespace
+}  // namespace bnb

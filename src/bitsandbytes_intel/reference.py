@@ -1,0 +1,505 @@
+"""Plain torch reference of the operators: what each must compute, one function per operator.
+
+A function has the name and the arguments of its operator in ``torch.ops.bitsandbytes`` (without the ``.out`` variants).
+It copies its arguments to the CPU, computes there without shortcuts, and returns its result on the device of the first
+argument. Arguments are never changed. It is slow, and meant for tests and for validation on a user's machine.
+
+Precision: dequantisation multiplies in fp32 and rounds once to the wanted dtype, so results are exact to the bit.
+Matrix products take the weights unrounded, sum in fp64, and round once to the wanted dtype; see
+:func:`product_tolerance` for how far a kernel that sums in fp32 may be from that. Quantisation takes the same decisions
+as bitsandbytes' CUDA kernels: ties, blocks of zeros and NaN included.
+
+Formats. Packed 4-bit codes: two to a byte, the first in the high half, flat over the tensor, in any storage dtype whose
+bytes are those. ``absmax``: fp32, one for each block of ``blocksize`` elements of the flat tensor; the last block may be
+shorter, and blocks straddle rows. All indices are of the tensors' logical order, whatever their strides.
+
+Source of the semantics: bitsandbytes 0.50, ``_ops.py`` and the CUDA backend, and what its CUDA kernels return.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "codebook",
+    "dequantize_4bit",
+    "dequantize_blockwise",
+    "gemm_4bit",
+    "gemv_4bit",
+    "int8_double_quant",
+    "int8_linear_matmul",
+    "int8_mixed_scaled_mm",
+    "int8_mm_dequant",
+    "int8_scaled_mm",
+    "int8_vectorwise_dequant",
+    "int8_vectorwise_quant",
+    "product_tolerance",
+    "quantize_4bit",
+    "quantize_blockwise",
+]
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+STORAGES = (torch.uint8, *FLOATS)
+BLOCKSIZES_4BIT = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+QUANT_TYPES = ("nf4", "fp4")
+
+# Where the CUDA kernels change from one magnitude of FP4 to the next, in increasing order, and the codes between them.
+_FP4_BOUNDS = (0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333)
+_FP4_ORDER = (0, 1, 6, 7, 4, 5, 2, 3)
+_MM_DEQUANT = 1 / 127**2
+
+
+def codebook(quant_type: str) -> Tensor:
+    """The 16 values of a 4-bit type, by code: fp32, on the CPU.
+
+    They are bitsandbytes' own, but for the sign of code 8 of FP4, which is the -0.0 that its CUDA kernels give.
+
+    Raises:
+        ValueError: ``quant_type`` is neither "nf4" nor "fp4".
+    """
+    _check_quant_type(quant_type)
+    return _codebook(quant_type).clone()
+
+
+@functools.cache
+def _codebook(quant_type: str) -> Tensor:
+    from bitsandbytes.functional import get_4bit_type
+
+    table = get_4bit_type(quant_type, device="cpu").float()
+    if quant_type == "fp4":
+        table[8] = -0.0
+    return table
+
+
+def dequantize_4bit(
+    A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """``codebook[code[i]] * absmax[i // blocksize]``, in fp32, rounded once to ``dtype``.
+
+    Args:
+        A: Packed codes, at least half as many bytes as ``shape`` has elements.
+        absmax: fp32, at least one for each block.
+        blocksize: A power of two from 32 to 4096.
+        quant_type: "nf4" or "fp4".
+        shape: Of the result.
+        dtype: Of the result: float16, bfloat16 or float32.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    _check_quant_type(quant_type)
+    _check_blocksize_4bit(blocksize)
+    _check_one_of("dtype", dtype, FLOATS)
+    n = math.prod(shape)
+    values = _codebook(quant_type)[_codes(A, n)] * _scales(absmax, blocksize, n)
+    return values.to(dtype).reshape(tuple(shape)).to(A.device)
+
+
+def dequantize_blockwise(A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype) -> Tensor:
+    """``code[A[i]] * absmax[i // blocksize]``, in fp32, rounded once to ``dtype``.
+
+    Args:
+        A: Codes, uint8, of any shape; the result has it too.
+        absmax: fp32, at least one for each block.
+        code: fp32, the 256 values of the 8-bit type.
+        blocksize: Any positive number.
+        dtype: Of the result: float16, bfloat16 or float32.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    _check_one_of("A's dtype", A.dtype, (torch.uint8,))
+    _check_one_of("dtype", dtype, FLOATS)
+    if blocksize <= 0:
+        raise ValueError(f"blocksize must be positive, got {blocksize}")
+    table = _cpu(code).reshape(-1).float()
+    values = table[_cpu(A).reshape(-1).long()] * _scales(absmax, blocksize, A.numel())
+    return values.to(dtype).reshape(A.shape).to(A.device)
+
+
+def gemv_4bit(A: Tensor, B: Tensor, shapeB: Sequence[int], absmax: Tensor, code: Tensor, blocksize: int) -> Tensor:
+    """``A @ W.T`` where W of ``shapeB`` is dequantised with the 16 values of ``code``.
+
+    Args:
+        A: ``[..., K]``: float16, bfloat16 or float32; the result is ``[..., N]`` of its dtype.
+        B: Packed codes of W, flat over its rows.
+        shapeB: ``[N, K]``.
+        absmax: fp32, at least one for each block.
+        code: fp32, at least 16 values.
+        blocksize: A power of two from 32 to 4096.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    weight = _weight(A, B, shapeB, absmax, _cpu(code).reshape(-1).float(), blocksize)
+    return _product(A, weight, None)
+
+
+def gemm_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+) -> Tensor:
+    """``A @ W.T + bias`` where W of ``shapeB`` is dequantised.
+
+    Args:
+        A: ``[..., K]``: float16, bfloat16 or float32; the result is ``[..., N]`` of its dtype.
+        B: Packed codes of W, flat over its rows.
+        shapeB: ``[N, K]``.
+        absmax: fp32, at least one for each block; with ``absmax_8bit`` one for each 256 of those.
+        blocksize: A power of two from 32 to 4096.
+        quant_type: "nf4" or "fp4".
+        bias: ``[N]``, of A's dtype, or None.
+        absmax_8bit: uint8, one for each block, or None. If given, the scale of block i is
+            ``absmax_code[absmax_8bit[i]] * absmax[i // 256] + absmax_offset``.
+        absmax_code: fp32, 256 values.
+        absmax_offset: One value.
+
+    Raises:
+        ValueError: an argument is none of these, or one of the last two is missing.
+    """
+    _check_quant_type(quant_type)
+    if absmax_8bit is not None:
+        if absmax_code is None or absmax_offset is None:
+            raise ValueError("absmax_code and absmax_offset must be given with absmax_8bit")
+        absmax = dequantize_blockwise(absmax_8bit, absmax, absmax_code, 256, torch.float32)
+        absmax = _cpu(absmax).reshape(-1) + _cpu(absmax_offset).float().reshape(())
+    return _product(A, _weight(A, B, shapeB, absmax, _codebook(quant_type), blocksize), bias)
+
+
+def product_tolerance(A: Tensor, weight: Tensor, result: Tensor) -> Tensor:
+    """How far each element of a kernel's ``A @ weight.T`` may be from the exact ``result``: fp64, on the CPU.
+
+    One rounding to the result's dtype, and an error of fp32 sums that grows with the sum of the products' magnitudes.
+    """
+    eps = torch.finfo(result.dtype).eps
+    magnitude = _cpu(A).double().abs() @ _cpu(weight).double().abs().T
+    return magnitude * max(eps / 32, 2.0**-23) + _cpu(result).double().abs() * (eps / 2)
+
+
+def int8_linear_matmul(A: Tensor, B: Tensor) -> Tensor:
+    """``A @ B.T``, exactly, in int32.
+
+    Args:
+        A: ``[..., K]``, int8.
+        B: ``[N, K]``, int8. The result is ``[..., N]``.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    _check_one_of("A's dtype", A.dtype, (torch.int8,))
+    _check_one_of("B's dtype", B.dtype, (torch.int8,))
+    if B.dim() != 2 or A.dim() == 0 or A.shape[-1] != B.shape[1]:
+        raise ValueError(f"B must be [N, K] to match A's [..., K], got {list(B.shape)} and {list(A.shape)}")
+    # Whole numbers of at most 2^14 K: fp64 holds them, and has a fast product.
+    return (_cpu(A).double() @ _cpu(B).double().T).to(torch.int32).to(A.device)
+
+
+def quantize_4bit(
+    A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype = torch.uint8
+) -> tuple[Tensor, Tensor]:
+    """Blocks scaled to [-1, 1] by their largest magnitude, then rounded to the nearest value of a 4-bit type.
+
+    A tie goes to the lower code (NF4) or the lower magnitude (FP4), NaN and a block of zeros to code 0, a negative that
+    rounds to zero to code 8 of FP4. Where n is odd, the last half byte is the code of 0.
+
+    Args:
+        A: float16, bfloat16 or float32, of any shape.
+        blocksize: A power of two from 32 to 4096.
+        quant_type: "nf4" or "fp4".
+        quant_storage: The dtype that the packed codes are stored in: uint8, float16, bfloat16 or float32.
+
+    Returns:
+        Packed codes ``[(n + 1) // (2 * itemsize), 1]`` and absmax ``[blocks]``, fp32.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    _check_quant_type(quant_type)
+    _check_blocksize_4bit(blocksize)
+    _check_one_of("A's dtype", A.dtype, FLOATS)
+    _check_one_of("quant_storage", quant_storage, STORAGES)
+    scaled, absmax = _scaled_blocks(A, blocksize)
+    n = A.numel()
+    if quant_type == "nf4":
+        table = _codebook("nf4").double()
+        bounds = ((table[1:] + table[:-1]) / 2).float()
+        codes = torch.where(scaled.isnan(), 0, torch.bucketize(scaled, bounds))
+    else:
+        magnitude = torch.bucketize(scaled.abs(), torch.tensor(_FP4_BOUNDS))
+        codes = torch.where(scaled.isnan(), 0, torch.tensor(_FP4_ORDER)[magnitude] + 8 * (scaled < 0))
+    codes = codes.to(torch.uint8)[: n + n % 2]
+    packed = codes[::2] << 4 | codes[1::2]
+    packed = packed[: packed.numel() // quant_storage.itemsize * quant_storage.itemsize]
+    return packed.view(quant_storage).unsqueeze(1).to(A.device), absmax.to(A.device)
+
+
+def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """Blocks scaled to [-1, 1] by their largest magnitude, then rounded to the nearest value of an 8-bit type.
+
+    The search is that of the CUDA kernels: a binary one whose last step compares with the midpoint to a neighbour.
+
+    Args:
+        A: float16, bfloat16 or float32, of any shape.
+        code: fp32, 256 values, increasing.
+        blocksize: Any positive number.
+
+    Returns:
+        Codes, uint8, of A's shape, and absmax ``[blocks]``, fp32.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    _check_one_of("A's dtype", A.dtype, FLOATS)
+    if blocksize <= 0:
+        raise ValueError(f"blocksize must be positive, got {blocksize}")
+    scaled, absmax = _scaled_blocks(A, blocksize)
+    x = scaled[: A.numel()]
+    table = _cpu(code).reshape(-1).float()
+    pivot = torch.full(x.shape, 127)
+    below, above = torch.zeros_like(pivot), torch.full_like(pivot, 255)
+    for step in (64, 32, 16, 8, 4, 2, 1):
+        greater = x > table[pivot]
+        below, above = torch.where(greater, pivot, below), torch.where(greater, above, pivot)
+        pivot = torch.where(greater, pivot + step, pivot - step)
+    value = table[pivot]
+    up = torch.where(x > (table[above] + value) * 0.5, above, pivot)
+    down = torch.where(x < (table[below] + value) * 0.5, below, pivot)
+    codes = torch.where(x > value, up, down)
+    return codes.to(torch.uint8).reshape(A.shape).to(A.device), absmax.to(A.device)
+
+
+def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows scaled by ``127 / absmax`` and rounded, halves to even.
+
+    Args:
+        A: ``[..., K]``: float16, bfloat16 or float32.
+        threshold: Magnitudes from here on are outliers, which count for nothing and become 0; 0 for none. With more
+            than one row, the whole column of an outlier becomes 0.
+
+    Returns:
+        int8 of A's shape; absmax of the rows ``[rows]``, fp32; the columns with outliers, int64, increasing, or None
+        if the threshold is 0.
+
+    Raises:
+        ValueError: ``threshold`` is negative, or A is no floating-point matrix.
+    """
+    _check_one_of("A's dtype", A.dtype, FLOATS)
+    if threshold < 0:
+        raise ValueError(f"threshold must not be negative, got {threshold}")
+    rows = _cpu(A).reshape(-1, A.shape[-1]).float()
+    columns = None
+    if threshold > 0:
+        outliers = rows.abs() >= threshold
+        rows = rows.masked_fill(outliers, 0.0)
+        columns = outliers.any(dim=0).nonzero().reshape(-1)
+    absmax = rows.abs().amax(dim=1)
+    codes = (rows * (127.0 / absmax).unsqueeze(1)).nan_to_num(0.0).round().to(torch.int8)
+    if columns is not None and rows.shape[0] > 1:
+        codes[:, columns] = 0
+    return codes.reshape(A.shape).to(A.device), absmax.to(A.device), None if columns is None else columns.to(A.device)
+
+
+def int8_double_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """A quantised by rows, as by :func:`int8_vectorwise_quant`, and by columns.
+
+    By columns, outliers count for nothing, and the product with 127 is rounded to A's dtype before the division.
+
+    Returns:
+        int8 by rows and int8 by columns, of A's shape; absmax of the rows and of the columns, fp32; the columns with
+        outliers, int64, or None if the threshold is 0.
+
+    Raises:
+        ValueError: as :func:`int8_vectorwise_quant`.
+    """
+    by_row, row_stats, columns = int8_vectorwise_quant(A, threshold)
+    rows = _cpu(A).reshape(-1, A.shape[-1])
+    if threshold > 0:
+        rows = rows.masked_fill(rows.abs() >= threshold, 0.0)
+    col_stats = rows.abs().amax(dim=0).float()
+    by_column = ((rows * 127.0).float() / col_stats).nan_to_num(0.0).round().to(torch.int8)
+    return by_row, by_column.reshape(A.shape).to(A.device), row_stats, col_stats.to(A.device), columns
+
+
+def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
+    """``A * stats / 127`` by rows, in fp32.
+
+    Args:
+        A: ``[rows, K]``, int8.
+        stats: fp32, one for each row.
+
+    Raises:
+        ValueError: A is not int8.
+    """
+    _check_one_of("A's dtype", A.dtype, (torch.int8,))
+    return (_cpu(A) * _cpu(stats).reshape(-1, 1) * 7.874015718698502e-3).to(A.device)
+
+
+def int8_mm_dequant(
+    A: Tensor, row_stats: Tensor, col_stats: Tensor, dtype: torch.dtype | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """``A * row_stats * col_stats / 127² + bias``, rounded once to ``dtype``.
+
+    Args:
+        A: ``[..., N]``, int32, of any number of rows.
+        row_stats: fp32, one for each row.
+        col_stats: fp32, one for each column.
+        dtype: Of the result; float16 if None.
+        bias: ``[N]``, or None.
+
+    Raises:
+        ValueError: A is not int32, or the statistics are not fp32.
+    """
+    _check_one_of("A's dtype", A.dtype, (torch.int32,))
+    _check_one_of("row_stats's dtype", row_stats.dtype, (torch.float32,))
+    _check_one_of("col_stats's dtype", col_stats.dtype, (torch.float32,))
+    return _mm_dequant(A, row_stats, col_stats, bias).to(dtype or torch.float16).to(A.device)
+
+
+def int8_scaled_mm(
+    A: Tensor,
+    B: Tensor,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """:func:`int8_mm_dequant` of :func:`int8_linear_matmul`.
+
+    Raises:
+        ValueError: as those.
+    """
+    return int8_mm_dequant(int8_linear_matmul(A, B), row_stats, col_stats, dtype=dtype, bias=bias)
+
+
+def int8_mixed_scaled_mm(
+    A: Tensor,
+    CA: Tensor,
+    CB: Tensor,
+    SCA: Tensor,
+    SCB: Tensor,
+    outlier_cols: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`int8_scaled_mm` of the quantised operands, plus the outlier columns of A by the dequantised weight.
+
+    Args:
+        A: ``[rows, K]``, the activation: float16, bfloat16 or float32.
+        CA: A quantised, its outlier columns 0.
+        CB: ``[N, K]``, int8, the weight quantised.
+        SCA: fp32, absmax of A's rows.
+        SCB: fp32, absmax of the weight's rows.
+        outlier_cols: int64, or None.
+        bias: ``[N]``, or None.
+
+    Returns:
+        ``[rows, N]`` of A's dtype, and A's outlier columns (of no element if there are none).
+
+    Raises:
+        ValueError: as :func:`int8_scaled_mm`.
+    """
+    out = _mm_dequant(int8_linear_matmul(CA, CB), SCA, SCB, bias)
+    if outlier_cols is None or outlier_cols.numel() == 0:
+        return out.to(A.dtype).to(A.device), torch.empty(0, dtype=A.dtype, device=A.device)
+    columns = _cpu(outlier_cols)
+    outliers = _cpu(A)[:, columns]
+    weight = _cpu(int8_vectorwise_dequant(_cpu(CB)[:, columns], _cpu(SCB))).to(A.dtype)
+    out = out + outliers.double() @ weight.double().T
+    return out.to(A.dtype).to(A.device), outliers.to(A.device)
+
+
+# ---- what they share ------------------------------------------------------------------------------------------------
+def _cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").contiguous()
+
+
+def _check_one_of(what: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{what} must be one of {', '.join(map(str, allowed))}, got {value}")
+
+
+def _check_quant_type(quant_type: str) -> None:
+    _check_one_of("quant_type", quant_type, QUANT_TYPES)
+
+
+def _check_blocksize_4bit(blocksize: int) -> None:
+    _check_one_of("blocksize", blocksize, BLOCKSIZES_4BIT)
+
+
+def _codes(packed: Tensor, n: int) -> Tensor:
+    """The first n codes of a packed tensor."""
+    _check_one_of("the packed tensor's dtype", packed.dtype, STORAGES)
+    data = _cpu(packed).reshape(-1).view(torch.uint8)
+    if data.numel() < (n + 1) // 2:
+        raise ValueError(f"{n} codes take {(n + 1) // 2} bytes, got {data.numel()}")
+    return torch.stack([data >> 4, data & 15], dim=1).reshape(-1)[:n].long()
+
+
+def _scales(absmax: Tensor, blocksize: int, n: int) -> Tensor:
+    """The scale of each of n elements."""
+    _check_one_of("absmax's dtype", absmax.dtype, (torch.float32,))
+    flat = _cpu(absmax).reshape(-1)
+    if flat.numel() < -(-n // blocksize):
+        raise ValueError(f"absmax must have at least {-(-n // blocksize)} elements, got {flat.numel()}")
+    return flat[torch.arange(n) // blocksize]
+
+
+def _weight(A: Tensor, B: Tensor, shapeB: Sequence[int], absmax: Tensor, table: Tensor, blocksize: int) -> Tensor:
+    """The dequantised weight ``[N, K]``, fp32, on the CPU."""
+    _check_one_of("A's dtype", A.dtype, FLOATS)
+    _check_blocksize_4bit(blocksize)
+    if len(shapeB) != 2 or A.dim() == 0 or A.shape[-1] != shapeB[1]:
+        raise ValueError(f"shapeB must be [N, K] to match A's [..., K], got {list(shapeB)} and {list(A.shape)}")
+    n = math.prod(shapeB)
+    return (table[_codes(B, n)] * _scales(absmax, blocksize, n)).reshape(tuple(shapeB))
+
+
+def _product(A: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = _cpu(A).double() @ weight.double().T
+    if bias is not None:
+        out = out + _cpu(bias).double()
+    return out.to(A.dtype).to(A.device)
+
+
+def _scaled_blocks(A: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """A flat, padded with zeros to whole blocks and scaled by 1 / absmax in fp32, and absmax. NaN is no maximum."""
+    flat = _cpu(A).reshape(-1).float()
+    blocks = -(-flat.numel() // blocksize)
+    padded = torch.zeros(blocks * blocksize)
+    padded[: flat.numel()] = flat
+    by_block = padded.reshape(blocks, blocksize)
+    absmax = by_block.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=1) if blocks else torch.empty(0)
+    return (by_block * _reciprocal(absmax).unsqueeze(1)).reshape(-1), absmax
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    """1 / x in fp32 as the CUDA kernels have it: their fast reciprocal rounds up from about a quarter of an ulp.
+
+    That decides elements that lie at the very bound between two codes.
+    """
+    exact = 1.0 / x.double()
+    exponent = torch.frexp(exact).exponent
+    ulp = torch.ldexp(torch.full_like(exact, 2.0**-24), exponent)
+    return torch.where(exact.isfinite(), exact + ulp / 4, exact).float()
+
+
+def _mm_dequant(A: Tensor, row_stats: Tensor, col_stats: Tensor, bias: Tensor | None) -> Tensor:
+    """The result before rounding: fp64, on the CPU."""
+    rows = _cpu(A).double().reshape(-1, A.shape[-1])
+    scale = _cpu(row_stats).double().reshape(-1, 1) * _cpu(col_stats).double().reshape(1, -1) * _MM_DEQUANT
+    out = rows * scale
+    if bias is not None:
+        out = out + _cpu(bias).double()
+    return out.reshape(A.shape)
