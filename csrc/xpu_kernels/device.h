@@ -13,7 +13,8 @@
 // A kernel: a one-dimensional nd_range free function of fixed work-group and sub-group size.
 #define BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)                                                                        \
   [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size",                  \
-                                                "sycl-sub-group-size", 1, GROUP_SIZE, SUBG_SIZE)]] void
+                                                "sycl-sub-group-size", 1, GROUP_SIZE, SUBG_SIZE)]]               \
+  __attribute__((always_inline)) void
 
 namespace bnb {
 
@@ -134,6 +135,26 @@ BNB_INLINE bfloat16 from_float<bfloat16>(float x) {
   const u32 u = bits_as<u32>(x);
   const u32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   return {static_cast<u16>(x != x ? 0x7fc0 : rounded)};
+}
+
+// N values, rounded to T and packed. None may be a NaN other than the standard one, whose payload is zero: without that
+// case, rounding to bfloat16 takes half of the instructions.
+template <class T, int N>
+BNB_INLINE pack<T, N> pack_plain(const float (&x)[N]) {
+  pack<T, N> result;
+  if constexpr (sizeof(T) == 2 && !__is_same(T, half)) {
+    pack<u32, N / 2> words;
+#pragma unroll
+    for (int j = 0; j < N; j += 2) {
+      const u32 a = bits_as<u32>(x[j]), b = bits_as<u32>(x[j + 1]);
+      words.v[j / 2] = (a + 0x7fff + (a >> 16 & 1)) >> 16 | ((b + 0x7fff + (b >> 16 & 1)) & 0xffff0000u);
+    }
+    result = bits_as<pack<T, N>>(words);
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++) result.v[j] = from_float<T>(x[j]);
+  }
+  return result;
 }
 
 }  // namespace bnb

@@ -52,7 +52,7 @@ struct constant {
 };
 
 // NUM_PER_THREAD is the number of weights that a lane takes at once:
-//   8  for GPUs: K, lda and ldb multiples of 8, A aligned to 8 elements, B to 4 bytes;
+//   8  for GPUs: K, lda and ldb multiples of 8 (ldb of 32 at blocksize 32), A aligned to 8 elements, B to 4 bytes;
 //   2  for CPU devices (SUBG_SIZE 16): K and ldb multiples of 32, A aligned to 2 elements; a step's 32 weights share a scale;
 //   1  anything.
 // `datatype` is a table of 16, or null for that of data_type. A's rows lie lda elements apart, B's ldb codes, out's ldc
@@ -79,9 +79,10 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
   float sum[ROWS][TILE_M] = {};
 
   if constexpr (NUM_PER_THREAD == 8) {
+    static_assert(8 * STEPS <= 32, "each lane holds one scale of a chunk");
     const i64 last_block = (N * ldb - 1) >> shift;
     const u32 in_block = (1u << shift) - 1;
-    const auto chunk = [&](i64 k, auto guarded) {
+    const auto chunk = [&](i64 k, auto guarded) __attribute__((always_inline)) {
       float scale[ROWS];
       u32 word[STEPS][ROWS];
 #pragma unroll

@@ -9,9 +9,9 @@ struct Shape {
 };
 
 // Vectorised: what measured best. Otherwise: any blocksize, any pointer, an element a lane.
-constexpr Shape shape_of(Kind kind, size_t element_size, bool vectorised) {
+constexpr Shape shape_of(Kind kind, size_t element_size, bool packed, bool vectorised) {
   if (!vectorised) return {kind == Kind::cpu ? 4096 : 1024, 1, 256};
-  if (kind == Kind::cpu) return {8192, 8, 256};
+  if (kind == Kind::cpu) return packed && element_size == 4 ? Shape{8192, 8, 256} : Shape{16384, 2, 64};
   const int num_per_th = element_size == 2 ? 8 : 4;  // 16 bytes a lane out
   return {256 * num_per_th, num_per_th, 256};
 }
@@ -20,7 +20,7 @@ template <class T, int DATA_TYPE>
 const Kernel& kernel(Kind kind, bool vectorised) {
   static constexpr const char* kDataType[] = {"General8bit", "FP4", "NF4"};
   static const KernelTable table([](Kind k, int v) {
-    const Shape s = shape_of(k, sizeof(T), v);
+    const Shape s = shape_of(k, sizeof(T), DATA_TYPE != General8bit, v);
     return KernelName{std::string("dequantize_blockwise/") + kDataType[DATA_TYPE] + "/" + short_name<T> + (v ? "" : "/any"),
                       instantiation("bnb::kDequantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
                                     std::string("bnb::") + kDataType[DATA_TYPE], s.group, sub_group_size(k))};
@@ -36,12 +36,13 @@ void dequantizeBlockwise(const float* code, const uint8_t* A, const float* absma
                          sycl::queue* queue) {
   if (n <= 0) return;
   const Kind kind = device_of(*queue).kind;
-  const Shape wide = shape_of(kind, sizeof(T), true);
+  constexpr bool packed = DATA_TYPE != General8bit;
+  const Shape wide = shape_of(kind, sizeof(T), packed, true);
   const int32_t shift = shift_of(blocksize);
-  const size_t bytes_in = DATA_TYPE == General8bit ? wide.num_per_th : wide.num_per_th / 2;
-  const bool vectorised = shift >= 0 && blocksize >= wide.num_per_th && aligned(A, bytes_in) &&
+  const int64_t least = wide.num_per_th == 2 ? 32 : wide.num_per_th;
+  const bool vectorised = shift >= 0 && blocksize >= least && aligned(A, packed ? wide.num_per_th / 2 : wide.num_per_th) &&
                           aligned(out, wide.num_per_th * sizeof(T));
-  const Shape shape = shape_of(kind, sizeof(T), vectorised);
+  const Shape shape = shape_of(kind, sizeof(T), packed, vectorised);
   kernel<T, DATA_TYPE>(kind, vectorised)
       .submit(*queue, (n + shape.tile - 1) / shape.tile, shape.group, code, A, absmax, out, blocksize, shift, n);
 }

@@ -33,7 +33,9 @@ struct DotShape {
 template <class T>
 bool fits(Kind kind, const Product<T>& p) {
   if (kind == Kind::cpu) return p.k % 32 == 0 && p.ldb % 32 == 0 && p.lda % 2 == 0 && aligned(p.A, 2 * sizeof(T));
-  return p.k % 8 == 0 && p.ldb % 8 == 0 && p.lda % 8 == 0 && aligned(p.A, 8 * sizeof(T)) && aligned(p.B, 4);
+  // The lanes hold the scales of 32 codes each: as many blocks as lanes at blocksize 32, if the row begins with one.
+  const bool scales_fit = p.blocksize > 32 || p.ldb % 32 == 0;
+  return scales_fit && p.k % 8 == 0 && p.ldb % 8 == 0 && p.lda % 8 == 0 && aligned(p.A, 8 * sizeof(T)) && aligned(p.B, 4);
 }
 
 // Submits the kernel that `kernel(kind, path)` gives, in the shape that `shape_of(kind, path)` gives.

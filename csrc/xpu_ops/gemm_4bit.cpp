@@ -7,7 +7,7 @@ namespace {
 constexpr DotShape gemm_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 4};
   if (kind == Kind::cpu) return {64, 2, 4, 1, 4};
-  return path == kFew ? DotShape{128, 8, 1, 2, 4} : DotShape{128, 8, 2, 2, 4};
+  return DotShape{128, 8, path == kFew ? 1 : 4, 2, 4};
 }
 
 template <class T>

@@ -7,7 +7,7 @@ namespace {
 constexpr DotShape gemv_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 1};
   if (kind == Kind::cpu) return {64, 2, 8, 1, 1};
-  return path == kFew ? DotShape{128, 8, 1, 4, 1} : DotShape{128, 8, 4, 2, 1};
+  return DotShape{128, 8, path == kFew ? 1 : 4, 4, 1};
 }
 
 template <class T>
