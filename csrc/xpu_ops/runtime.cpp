@@ -177,7 +177,14 @@ sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& d
   for (const Kernel* kernel : members) names.push_back(kernel->name);
   auto bundle = syclex::create_kernel_bundle_from_source(device.context, syclex::source_language::sycl,
                                                          source_of(members[0]->stem));
-  return syclex::build(bundle, {device.device}, syclex::properties{syclex::registered_names{names}});
+  // Our kernels need no device library; libsycl 8 looks for one, in files that its package on PyPI lacks.
+#if __LIBSYCL_MAJOR_VERSION < 9
+  const std::vector<std::string> options{"-fno-sycl-device-lib=all"};
+#else
+  const std::vector<std::string> options;
+#endif
+  return syclex::build(bundle, {device.device},
+                       syclex::properties{syclex::build_options{options}, syclex::registered_names{names}});
 }
 
 std::vector<std::string> images_of(const sycl::kernel_bundle<sycl::bundle_state::executable>& bundle) {
