@@ -28,17 +28,22 @@ class Untrusted(OSError):
     """The cache folder, or a file in it, could have been written by somebody else."""
 
 
-def folder() -> pathlib.Path:
-    """The folder of compiled kernels; made if need be, for the user alone.
+def private_folder(name: str) -> pathlib.Path:
+    """A folder of this name in the cache; made if need be, for the user alone.
 
     Raises:
         OSError: it cannot be made.
         Untrusted: it is not the user's own, or others can write to it.
     """
-    path = env.cache_dir() / "kernels"
+    path = env.cache_dir() / name
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_trusted(path)
     return path
+
+
+def folder() -> pathlib.Path:
+    """The folder of compiled kernels, see :func:`private_folder`."""
+    return private_folder("kernels")
 
 
 def _check_trusted(path: pathlib.Path) -> None:

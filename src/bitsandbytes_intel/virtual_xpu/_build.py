@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
-import importlib.metadata
 import logging
 import os
 import pathlib
 import shlex
 import shutil
-import site
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+
+from .. import cache
+from ..sycl import Sycl, find_sycl
 
 _log = logging.getLogger("bitsandbytes_intel.virtual_xpu")
 
@@ -26,46 +26,6 @@ _FLAGS = ("-O1", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 _SYCL_FLAGS = ("-std=c++17", "-DSYCL_DISABLE_FSYCL_SYCLHPP_WARNING", "-w")
 _TORCH_FLAGS = ("-std=c++20",)
 _JOBS = 2  # a unit takes up to 1 GB of memory
-
-
-@dataclass(frozen=True)
-class _Sycl:
-    """The SYCL runtime to build against: its library and its headers."""
-
-    library: pathlib.Path
-    include: pathlib.Path
-
-
-def _lib_folders() -> list[pathlib.Path]:
-    """The folders in which pip puts shared libraries, the most likely first."""
-    folders = []
-    for name in ("intel-sycl-rt", "intel-opencl-rt"):
-        try:
-            packages = pathlib.Path(str(importlib.metadata.distribution(name).locate_file("")))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        folders += [parent / "lib" for parent in packages.resolve().parents[:3]]
-    folders.append(pathlib.Path(sys.prefix) / "lib")
-    if site.ENABLE_USER_SITE:
-        folders.append(pathlib.Path(site.getuserbase()) / "lib")
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-
-
-def _find_sycl() -> _Sycl:
-    for folder in _lib_folders():
-        found = [path for path in folder.glob("libsycl.so.*") if path.name.removeprefix("libsycl.so.").isdigit()]
-        include = folder.parent / "include"
-        if found and (include / "sycl" / "sycl.hpp").is_file():
-            return _Sycl(max(found, key=lambda path: int(path.suffix[1:])), include)
-    raise RuntimeError("the virtual XPU needs the SYCL runtime and its headers: `pip install intel-sycl-rt`")
-
-
-def find_opencl() -> pathlib.Path | None:
-    """The OpenCL CPU device of the package intel-opencl-rt, if it is installed."""
-    for folder in _lib_folders():
-        if (folder / "libintelocl.so").is_file():
-            return folder / "libintelocl.so"
-    return None
 
 
 def _compiler() -> list[str] | None:
@@ -106,11 +66,11 @@ def _sources_hash() -> str:
     return digest.hexdigest()
 
 
-def _key(sycl: _Sycl) -> str:
+def _key(runtime: Sycl) -> str:
     """Names everything that a build depends on, but for the compiler."""
     import torch
 
-    library = sycl.library.resolve()
+    library = runtime.library.resolve()
     parts = [
         torch.__version__,
         str(torch.version.git_version),
@@ -132,11 +92,14 @@ def library() -> pathlib.Path:
     """
     if not sys.platform.startswith("linux"):
         raise RuntimeError("the virtual XPU exists for Linux only")
-    from .. import env
-
-    sycl = _find_sycl()
+    runtime = find_sycl()
+    if runtime is None:
+        raise RuntimeError("the virtual XPU needs the SYCL runtime and its headers: `pip install intel-sycl-rt`")
     compiler = _compiler()
-    folder = env.cache_dir() / "virtual_xpu" / _key(sycl)
+    try:
+        folder = cache.private_folder("virtual_xpu") / _key(runtime)
+    except OSError as error:
+        raise _unusable_cache(error) from error
     if compiler is None:
         # A machine without a compiler may use what another one has built into the same folder.
         for built in sorted(folder.glob("libvirtual_xpu-*.so")):
@@ -156,15 +119,17 @@ def library() -> pathlib.Path:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / "build.lock"):
             if not target.is_file():  # somebody else may have built it while we waited
-                _build(compiler, sycl, target)
+                _build(compiler, runtime, target)
     except OSError as error:
-        raise RuntimeError(
-            f"the virtual XPU cannot write to its cache folder {folder} ({error}): name another in BNB_INTEL_CACHE_DIR"
-        ) from error
+        raise _unusable_cache(error) from error
     return target
 
 
-def _build(compiler: list[str], sycl: _Sycl, target: pathlib.Path) -> None:
+def _unusable_cache(error: OSError) -> RuntimeError:
+    return RuntimeError(f"the virtual XPU cannot use its cache folder ({error}): name another in BNB_INTEL_CACHE_DIR")
+
+
+def _build(compiler: list[str], runtime: Sycl, target: pathlib.Path) -> None:
     import torch
 
     for leftover in target.parent.glob("build-*"):  # of a build that was killed: we hold the lock
@@ -178,7 +143,7 @@ def _build(compiler: list[str], sycl: _Sycl, target: pathlib.Path) -> None:
         "-isystem", str(headers),
         "-isystem", str(headers / "torch" / "csrc" / "api" / "include"),
     ]  # fmt: skip
-    sycl_flags = [*_SYCL_FLAGS, "-isystem", str(sycl.include)]
+    sycl_flags = [*_SYCL_FLAGS, "-isystem", str(runtime.include)]
     # In the target's folder, so that the last step is a rename: a build that fails or is killed leaves nothing behind.
     with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as temporary:
         work = pathlib.Path(temporary)
@@ -196,13 +161,13 @@ def _build(compiler: list[str], sycl: _Sycl, target: pathlib.Path) -> None:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        torch_lib, sycl_lib = _torch_folder() / "lib", sycl.library.parent
+        torch_lib, sycl_lib = _torch_folder() / "lib", runtime.library.parent
         made = work / target.name
         _run(
             [
                 *compiler, "-shared", "-o", str(made), *map(str, objects),
                 f"-L{torch_lib}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10",
-                f"-L{sycl_lib}", f"-l:{sycl.library.name}",
+                f"-L{sycl_lib}", f"-l:{runtime.library.name}",
                 f"-Wl,-rpath,{torch_lib}", f"-Wl,-rpath,{sycl_lib}", "-Wl,-z,defs", "-lpthread",
             ]
         )  # fmt: skip

@@ -9,14 +9,13 @@ import atexit
 import ctypes
 import importlib
 import importlib.metadata
-import os
 import pathlib
 import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from . import _build
+from .. import sycl
 
 
 def check_torch() -> None:
@@ -91,9 +90,7 @@ class Library:
 
 def load(path: pathlib.Path) -> Library:
     """Load the compiled library and register the device with torch."""
-    opencl = _build.find_opencl()
-    if opencl is not None:
-        os.environ.setdefault("OCL_ICD_FILENAMES", str(opencl))
+    sycl.show_cpu_device()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library = Library(path)

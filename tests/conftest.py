@@ -1,0 +1,95 @@
+"""What every test shares: the device, reference vectors, new interpreters, hypothesis profiles.
+
+Where torch has no real XPU, the tests run on the virtual one, which must be asked for before torch is imported.
+Compiled kernels and the virtual XPU's library are kept in the user's own cache folder: a test that wants an empty one
+asks for the fixture ``python`` with ``cache``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+
+def _torch_has_xpu() -> bool:
+    spec = importlib.util.find_spec("torch")
+    return spec is not None and any(pathlib.Path(spec.origin).parent.glob("lib/libtorch_xpu.*"))
+
+
+if not _torch_has_xpu():
+    os.environ["BNB_INTEL_VIRTUAL_XPU"] = "1"
+    if "torch" in sys.modules:  # a plugin of pytest's was first
+        from bitsandbytes_intel import virtual_xpu
+
+        virtual_xpu.enable()
+
+import bitsandbytes  # noqa: F401
+import hypothesis
+import pytest
+import torch
+import vectors
+
+from bitsandbytes_intel import env, ops
+
+# The first call of an operator may build a kernel, so a deadline would hold for nothing.
+_COMMON = {"deadline": None, "derandomize": True, "print_blob": True}
+hypothesis.settings.register_profile("default", max_examples=60, **_COMMON)
+hypothesis.settings.register_profile("nightly", max_examples=10_000, **{**_COMMON, "derandomize": False})
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_report_header() -> str:
+    name = torch.xpu.get_device_name(0) if torch.xpu.is_available() else "none"
+    return f"xpu: {name}; kernels: {env.cache_dir()}"
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The device under test, with our operators registered on it."""
+    assert torch.xpu.is_available(), "there is no XPU, and the virtual one did not start"
+    assert "xpu" in ops.registered(), ops.failures()
+    return "xpu"
+
+
+@pytest.fixture(scope="session")
+def reference_vectors() -> vectors.Vectors:
+    """Inputs and outputs of bitsandbytes' CUDA kernels; see data/README.md."""
+    return vectors.load()
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs code in a new interpreter: ``python(code, cache=None, check=True, timeout=…, **environment)``.
+
+    With ``cache`` (a folder), kernels are kept there, and the virtual XPU's library comes from the user's own cache.
+    An environment variable that is given as None is unset.
+    """
+
+    def run(code: str, *args: str, cache=None, check=True, timeout=240, **environment) -> subprocess.CompletedProcess:
+        env_of_child = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+        if cache is not None:
+            share_virtual_xpu(pathlib.Path(cache))
+            env_of_child["BNB_INTEL_CACHE_DIR"] = str(cache)
+        for name, value in environment.items():
+            env_of_child.pop(name, None)
+            if value is not None:
+                env_of_child[name] = str(value)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], env=env_of_child, capture_output=True, text=True, timeout=timeout
+        )
+        if check and done.returncode:
+            pytest.fail(f"exit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
+        return done
+
+    return run
+
+
+def share_virtual_xpu(cache: pathlib.Path) -> None:
+    """Let a cache folder of a test's own find the virtual XPU that has been compiled already."""
+    built = env.cache_dir() / "virtual_xpu"
+    cache.mkdir(parents=True, exist_ok=True)
+    if built.is_dir() and not (cache / "virtual_xpu").exists():
+        (cache / "virtual_xpu").symlink_to(built)

@@ -1,0 +1,55 @@
+"""No kernel touches a byte outside its operands: they lie between forbidden pages, and the rest of theirs is watched."""
+
+import os
+import pathlib
+
+import pytest
+
+from bitsandbytes_intel import runtime
+
+SWEEP = pathlib.Path(__file__).with_name("bounds_sweep.py")
+OPERATORS = ("dequantize_blockwise", "gemv_4bit", "gemm_4bit")
+
+
+def run(python, *arguments, check=False):
+    code = f"import runpy, sys; sys.path.insert(0, {str(SWEEP.parent)!r}); sys.argv = ['', *{arguments!r}];"
+    code += f"runpy.run_path({str(SWEEP)!r}, run_name='__main__')"
+    return python(code, check=check, timeout=600, BNB_INTEL_AUTOLOAD="0", BNB_INTEL_VIRTUAL_XPU=None)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("kind", runtime.KINDS)
+def test_every_kernel_stays_within_its_operands(kind, operator, python):
+    """The kernels for GPUs too, compiled for the CPU device."""
+    rounds = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 2 if kind == "cpu" else 1
+    done = run(python, kind, operator, str(rounds))
+    last = "\n".join(done.stderr.splitlines()[-40:])
+    assert done.returncode == 0, f"exit status {done.returncode} after:\n{last}"
+    assert "touched no byte outside" in done.stdout
+    print(done.stdout.strip())
+
+
+def test_the_sweep_covers_every_family():
+    for kind in runtime.KINDS:
+        assert {family.name.split("/")[0] for family in runtime.catalogue(kind)} == set(OPERATORS)
+
+
+@pytest.mark.parametrize("what", ["behind the codes", "behind the result", "before the result"])
+def test_the_guard_catches(what, python):
+    """A call that is told a wrong size or place does end the process, or is seen."""
+    code = f"""
+import sys; sys.path.insert(0, {str(SWEEP.parent)!r})
+import torch, guarded
+kernels = guarded.Kernels("cpu")
+place = "begin" if {what!r} == "before the result" else "end"
+with guarded.arena(place) as memory:
+    codes = torch.zeros(3000 if {what!r} == "behind the codes" else 2048 * 2, dtype=torch.uint8)
+    out = memory.out(8192 if {what!r} != "behind the result" else 8000, torch.float16)
+    shift = 2 if {what!r} == "before the result" else 0
+    addresses = memory.hold(codes), memory.hold(torch.ones(128))
+    kernels.dequantize(torch.float16, "nf4", None, *addresses, out.address - shift, 64, 8192)
+print("survived")
+"""
+    done = python(code, check=False, BNB_INTEL_VIRTUAL_XPU=None)
+    assert done.returncode < 0, done.stdout + done.stderr
+    assert "survived" not in done.stdout

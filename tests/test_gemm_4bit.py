@@ -1,0 +1,348 @@
+"""gemm_4bit of any number of rows: fused, or dequantised in panels; and what stands on it: Linear4bit, autograd."""
+
+import threading
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from helpers import (
+    BLOCKSIZES,
+    FLOATS,
+    QUANT_TYPES,
+    STORAGES,
+    Weight,
+    check_error,
+    check_operator,
+    check_product,
+    exactly_equal,
+    generator,
+    on,
+    ops,
+    short,
+    strided,
+)
+
+from bitsandbytes_intel import reference
+
+ROWS = (0, 1, 2, 3, 4, 5, 7, 16, 17, 64, 65, 300)
+
+
+def activation(*shape, dtype=torch.float32, seed=1):
+    return torch.randn(*shape, generator=generator(seed)).to(dtype)
+
+
+def check(w, A, bias, device):
+    result = w.to(device).gemm(A.to(device), None if bias is None else bias.to(device))
+    check_product(result, A, w.exact(), bias)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+@pytest.mark.parametrize("shape", [(5, 33), (33, 64), (40, 100), (70, 256), (16, 1001)], ids=str)
+@pytest.mark.parametrize("m", ROWS)
+def test_any_number_of_rows(m, shape, dtype, device):
+    w = Weight.random(*shape, blocksize=32, seed=m)
+    check(w, activation(m, shape[1], dtype=dtype), None, device)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+@pytest.mark.parametrize("m", [2, 5, 65])
+def test_nested_and_bias(m, quant_type, dtype, device):
+    for shape in ((7, 77), (96, 512), (300, 64)):
+        w = Weight.random(*shape, blocksize=32, quant_type=quant_type, nested=True)
+        check(w, activation(m, shape[1], dtype=dtype), activation(shape[0], dtype=dtype, seed=2), device)
+
+
+@pytest.mark.parametrize("offset_dtype", FLOATS, ids=short)
+@pytest.mark.parametrize("m", [1, 3, 100])
+def test_absmax_offset_of_any_dtype(m, offset_dtype, device):
+    w = Weight.random(20, 96, nested=True)
+    w.nested["absmax_offset"] = w.nested["absmax_offset"].to(offset_dtype)
+    check(w, activation(m, 96), None, device)
+    w.nested["absmax_offset"] = w.nested["absmax_offset"].reshape(1)
+    check(w, activation(m, 96), None, device)
+
+
+@pytest.mark.parametrize("m", [3, 70])
+@pytest.mark.parametrize("k", [32, 96, 5000])
+@pytest.mark.parametrize("blocksize", BLOCKSIZES)
+def test_any_blocksize(blocksize, k, m, device):
+    w = Weight.random(11, k, blocksize=blocksize)
+    check(w, activation(m, k, dtype=torch.bfloat16), None, device)
+
+
+@pytest.mark.parametrize("m", [2, 70])
+@pytest.mark.parametrize("storage", STORAGES, ids=short)
+def test_any_storage(storage, m, device):
+    for shape in ((6, 64), (3, 37)):
+        check(Weight.random(*shape, storage=storage), activation(m, shape[1]), None, device)
+
+
+@pytest.mark.parametrize("m", [2, 70])
+@pytest.mark.parametrize("offset", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+def test_any_alignment(dtype, offset, m, device):
+    w = Weight.random(19, 256, nested=True)
+    A, bias = activation(m, 256, dtype=dtype), activation(19, dtype=dtype, seed=4)
+    result = w.to(device, offset).gemm(on(device, A, offset), on(device, bias, offset))
+    check_product(result, A, w.exact(), bias)
+
+
+@pytest.mark.parametrize(
+    "shape", [(64,), (1, 1, 64), (2, 3, 64), (4, 1, 33, 64), (0, 64), (3, 0, 64), (2, 150, 64)], ids=str
+)
+def test_any_batch(shape, device):
+    w = Weight.random(10, 64)
+    check(w, activation(*shape, dtype=torch.float16), activation(10, dtype=torch.float16), device)
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (0, 0), (3, 0)], ids=str)
+@pytest.mark.parametrize("m", [0, 1, 3, 100])
+def test_empty_weight(m, shape, device):
+    w = Weight.random(*shape)
+    bias = activation(shape[0])
+    for b in (None, bias):
+        check(w, activation(m, shape[1]), b, device)
+
+
+@pytest.mark.parametrize("m", [3, 90])
+def test_inputs_that_are_not_contiguous(m, device):
+    w = Weight.random(10, 64, nested=True)
+    A, bias = activation(m, 64), activation(10)
+    moved = w.to(device)
+    nested = {**moved.nested, "absmax_8bit": strided(moved.nested["absmax_8bit"])}
+    nested["absmax_code"] = strided(nested["absmax_code"])
+    for x in (A.t().contiguous().to(device).t(), strided(A.to(device))):
+        for packed in (
+            moved.packed.t(),
+            strided(moved.packed.view(20, 16)),
+            moved.packed.view(20, 16).t().contiguous().t(),
+        ):
+            result = ops.gemm_4bit(
+                x, packed, [10, 64], strided(moved.absmax), 64, "nf4", strided(bias.to(device)), **nested
+            )
+            check_product(result, A, w.exact(), bias)
+
+
+@pytest.mark.parametrize(("n", "k"), [(36000, 500), (34000, 512)])
+def test_panels(n, k, device):
+    """A weight too large for one panel of scratch; also one whose rows are no whole number of blocks."""
+    w = Weight.random(n, k, blocksize=64)
+    A, bias = activation(70, k), activation(n)
+    check(w, A, bias, device)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+@pytest.mark.parametrize("m", [1, 4, 16, 17, 64, 65])
+def test_sums_are_fp32(m, dtype, device):
+    """Many small products next to a large one: sums rounded to 16 bit would lose them all."""
+    k = 4096
+    w = Weight.random(8, k, blocksize=4096)
+    w.packed[:] = 0xFF  # every weight 1 * absmax
+    w.absmax[:] = 1.0
+    A = torch.full((m, k), 2.0**-9)
+    A[:, 0] = 16.0
+    check(w, A.to(dtype), None, device)
+
+
+# ---- torch ----------------------------------------------------------------------------------------------------------
+def good(device, m=3):
+    w = Weight.random(20, 64, blocksize=32, nested=True).to(device)
+    return {
+        "A": activation(m, 64, dtype=torch.float16).to(device),
+        "B": w.packed,
+        "shapeB": [20, 64],
+        "absmax": w.absmax,
+        "blocksize": 32,
+        "quant_type": "nf4",
+        "bias": activation(20, dtype=torch.float16).to(device),
+        **w.nested,
+    }
+
+
+@pytest.mark.parametrize("m", [1, 3, 100])
+def test_opcheck(m, device):
+    check_operator(ops.gemm_4bit.default, tuple(good(device, m).values()), {})
+
+
+@pytest.mark.parametrize("m", [1, 3, 100])
+def test_compile(m, device):
+    arguments = good(device, m)
+    compiled = torch.compile(lambda **kw: ops.gemm_4bit(**kw) * 2, fullgraph=True, backend="aot_eager")
+    exactly_equal(compiled(**arguments), ops.gemm_4bit(**arguments) * 2)
+
+
+def quantized(weight, quant_type, nested, device):
+    """(packed, QuantState) of a weight, on a device, and the same on the CPU."""
+    packed, state = bnb.functional.quantize_4bit(
+        weight, blocksize=64, compress_statistics=nested, quant_type=quant_type
+    )
+    moved = bnb.functional.QuantState.from_dict(state.as_dict(packed=True), device=torch.device(device))
+    return (packed.to(device), moved), (packed, state)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+@pytest.mark.parametrize("m", [1, 6, 80])
+def test_matmul_4bit_backward(m, quant_type, nested, device):
+    weight = activation(48, 128)
+    (packed, state), (packed_cpu, state_cpu) = quantized(weight, quant_type, nested, device)
+    exact = bnb.functional.dequantize_4bit(packed_cpu, state_cpu).float()
+    A = activation(m, 128)
+    bias = activation(48)
+    x = A.to(device).requires_grad_()
+    b = bias.to(device).requires_grad_()
+    out = bnb.matmul_4bit(x, packed.t(), quant_state=state, bias=b)
+    check_product(out, A, exact, bias)
+    gradient = activation(m, 48, seed=7)
+    out.backward(gradient.to(device))
+    torch.testing.assert_close(x.grad.cpu(), gradient @ exact, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(b.grad.cpu(), gradient.sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute", FLOATS, ids=short)
+@pytest.mark.parametrize("storage", STORAGES, ids=short)
+def test_linear4bit_trains_as_on_the_cpu(storage, compute, device):
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear4bit(
+        128, 48, compute_dtype=compute, compress_statistics=True, quant_type="nf4", quant_storage=storage
+    )
+    packed, state = bnb.functional.quantize_4bit(
+        layer.weight.data, compress_statistics=True, quant_type="nf4", quant_storage=storage
+    )
+    exact = bnb.functional.dequantize_4bit(packed, state).float()
+    bias = layer.bias.detach().clone()
+    layer.weight = bnb.nn.Params4bit.from_prequantized(packed, state.as_dict(packed=True), device=device, module=layer)
+    layer = layer.to(device)
+    A = activation(10, 128)
+    x = A.to(device).requires_grad_()
+    out = layer(x)
+    assert out.dtype == torch.float32
+    eps = torch.finfo(compute).eps
+    torch.testing.assert_close(out.detach().cpu(), A @ exact.T + bias, rtol=4 * eps, atol=8 * eps)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad.cpu(), exact.sum(0).expand(10, -1), rtol=8 * eps, atol=8 * eps)
+    torch.testing.assert_close(layer.bias.grad.float().cpu(), torch.full((48,), 10.0), rtol=8 * eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=short)
+def test_autocast(dtype, device):
+    weight = activation(48, 128)
+    (packed, state), (packed_cpu, state_cpu) = quantized(weight, "nf4", False, device)
+    exact = bnb.functional.dequantize_4bit(packed_cpu, state_cpu).float()
+    layer = bnb.nn.Linear4bit(128, 48, bias=False, quant_type="nf4")
+    layer.weight = bnb.nn.Params4bit.from_prequantized(packed_cpu, state_cpu.as_dict(packed=True), device=device)
+    A = activation(7, 128)
+    with torch.autocast("xpu", dtype=dtype):
+        hidden = torch.mm(A.to(device), torch.eye(128, device=device))
+        assert hidden.dtype == dtype
+        out = layer(hidden)
+    assert out.dtype == dtype
+    check_product(out, A.to(dtype), exact)
+    with torch.autocast("xpu", dtype=dtype):
+        assert bnb.matmul_4bit(hidden, packed.t(), quant_state=state).dtype == dtype
+
+
+def test_inference_mode(device):
+    w = Weight.random(20, 64)
+    A = activation(3, 64)
+    with torch.inference_mode():
+        check(w, A, None, device)
+
+
+def test_switching_streams(device):
+    """Work goes to the caller's current stream: a chain over several streams, ordered by events alone, is right."""
+    w = Weight.random(256, 256).to(device)
+    dense = w.dequantize(torch.float32)
+    A = (activation(2, 256) / 64).to(device)
+    expected = A
+    for _ in range(6):
+        expected = (expected.double().cpu() @ dense.double().cpu().T).to(torch.float32)
+    streams = [torch.xpu.Stream() for _ in range(3)]
+    torch.xpu.synchronize()
+    for _ in range(5):
+        x, previous = A, torch.xpu.current_stream()
+        for i in range(6):
+            stream = streams[i % 3]
+            stream.wait_stream(previous)
+            with torch.xpu.stream(stream):
+                x = w.gemm(x)
+                x.record_stream(stream)
+            previous = stream
+        torch.xpu.current_stream().wait_stream(previous)
+        torch.testing.assert_close(x.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_threads_with_streams_of_their_own(device):
+    weights = [Weight.random(100, 300, seed=i) for i in range(2)]
+    failures = []
+
+    def work(w, seed):
+        try:
+            moved = w.to(device)
+            with torch.xpu.stream(torch.xpu.Stream()):
+                for i in range(20):
+                    A = activation(1 + i % 5, 300, dtype=torch.bfloat16, seed=seed + i)
+                    result = moved.gemm(A.to(device))
+                    torch.xpu.current_stream().synchronize()
+                    check_product(result, A, w.exact())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(w, 100 * i)) for i, w in enumerate(weights)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+BAD = {
+    "A of a wrong dtype": ("A", lambda v: v.int(), "A", "int32"),
+    "A of a wrong K": ("A", lambda v: v[:, :-1], "A", "[3, 63]"),
+    "A without dimensions": ("A", lambda v: v[0, 0], "A", "[]"),
+    "B of a wrong dtype": ("B", lambda v: v.double(), "B", "float64"),
+    "B too short": ("B", lambda v: v[:-1], "B", "639"),
+    "B on the CPU": ("B", lambda v: v.cpu(), "B", "cpu"),
+    "shapeB of three sizes": ("shapeB", lambda v: [4, 5, 64], "shapeB", "[4, 5, 64]"),
+    "shapeB negative": ("shapeB", lambda v: [-20, 64], "shapeB", "-20"),
+    "shapeB too large": ("shapeB", lambda v: [2**62, 64], "shapeB", str(2**62)),
+    "absmax of a wrong dtype": ("absmax", lambda v: v.half(), "absmax", "float16"),
+    "absmax too short": ("absmax", lambda v: v[:0], "absmax", "0"),
+    "absmax on the CPU": ("absmax", lambda v: v.cpu(), "absmax", "cpu"),
+    "blocksize no power of two": ("blocksize", lambda v: 33, "blocksize", "33"),
+    "blocksize 0": ("blocksize", lambda v: 0, "blocksize", "0"),
+    "quant_type unknown": ("quant_type", lambda v: "nf3", "quant_type", "nf3"),
+    "bias of a wrong dtype": ("bias", lambda v: v.float(), "bias", "float32"),
+    "bias of a wrong shape": ("bias", lambda v: v[:-1], "bias", "[19]"),
+    "bias on the CPU": ("bias", lambda v: v.cpu(), "bias", "cpu"),
+    "absmax_8bit of a wrong dtype": ("absmax_8bit", lambda v: v.char(), "absmax_8bit", "int8"),
+    "absmax_8bit too short": ("absmax_8bit", lambda v: v[:-1], "absmax_8bit", "39"),
+    "absmax_8bit on the CPU": ("absmax_8bit", lambda v: v.cpu(), "absmax_8bit", "cpu"),
+    "absmax_code missing": ("absmax_code", lambda v: None, "absmax_code", "None"),
+    "absmax_code of a wrong dtype": ("absmax_code", lambda v: v.half(), "absmax_code", "float16"),
+    "absmax_code too short": ("absmax_code", lambda v: v[:255], "absmax_code", "255"),
+    "absmax_code on the CPU": ("absmax_code", lambda v: v.cpu(), "absmax_code", "cpu"),
+    "absmax_offset missing": ("absmax_offset", lambda v: None, "absmax_offset", "None"),
+    "absmax_offset of a wrong dtype": ("absmax_offset", lambda v: v.long(), "absmax_offset", "int64"),
+    "absmax_offset of two elements": ("absmax_offset", lambda v: v.expand(2), "absmax_offset", "2"),
+    "absmax_offset on the CPU": ("absmax_offset", lambda v: v.cpu(), "absmax_offset", "cpu"),
+    "absmax_8bit missing": ("absmax_8bit", lambda v: None, "absmax", "1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_name_the_argument(name, device, capfd):
+    argument, spoil, expected, got = BAD[name]
+    arguments = good(device)
+    arguments[argument] = spoil(arguments[argument])
+    check_error(lambda: ops.gemm_4bit(**arguments), expected, got, capfd)
+
+
+def test_reference_has_the_same_checks():
+    arguments = good("cpu")
+    for spoiled in ({"quant_type": "nf3"}, {"blocksize": 33}, {"shapeB": [20]}, {"absmax_code": None}):
+        with pytest.raises(ValueError, match="must"):
+            reference.gemm_4bit(**{**arguments, **spoiled})
