@@ -76,12 +76,14 @@ struct Backend {
   decltype(&cdequantize_blockwise) dequantize_blockwise;
   decltype(&cgemv_4bit_inference) gemv_4bit_inference;
   decltype(&cgemm_4bit_inference) gemm_4bit_inference;
+  decltype(&cgemm_4bit_scratch) gemm_4bit_scratch;
 };
 
 // One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream.
 class Call {
  public:
   Call(const char* op, const Tensor& A);
+  const Backend& backend() const { return backend_; }
 
   // call(&Backend::function, arguments but for queue and message…)
   template <class Function, class... Args>

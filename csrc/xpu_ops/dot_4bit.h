@@ -38,12 +38,18 @@ bool fits(Kind kind, const Product<T>& p) {
   return scales_fit && p.k % 8 == 0 && p.ldb % 8 == 0 && p.lda % 8 == 0 && aligned(p.A, 8 * sizeof(T)) && aligned(p.B, 4);
 }
 
+// log2 of a 4-bit type's blocksize.
+inline int32_t block_shift(int64_t blocksize) {
+  const int32_t shift = shift_of(blocksize);
+  if (shift < 5) throw std::invalid_argument("blocksize " + std::to_string(blocksize) + " is not a power of two of 32 or more");
+  return shift;
+}
+
 // Submits the kernel that `kernel(kind, path)` gives, in the shape that `shape_of(kind, path)` gives.
 template <class T, class ShapeOf, class KernelOf>
 void launch_dot(const Product<T>& p, sycl::queue* queue, ShapeOf&& shape_of, KernelOf&& kernel) {
   if (p.m <= 0 || p.n <= 0) return;
-  const int32_t shift = shift_of(p.blocksize);
-  if (shift < 5) throw std::invalid_argument("blocksize " + std::to_string(p.blocksize) + " is not a power of two of 32 or more");
+  const int32_t shift = block_shift(p.blocksize);
   const Device& device = device_of(*queue);
   const int64_t lanes = sub_group_size(device.kind);
   const auto tiles = [&](const DotShape& s) { return (p.m + s.tile_m - 1) / s.tile_m; };

@@ -4,51 +4,123 @@
 namespace bnb {
 namespace {
 
-constexpr DotShape gemm_shape(Kind kind, Path path) {
+// ---- lanes along N: what a product of several rows runs on, if its K allows ------------------------------------------
+constexpr int kTiles[] = {4, 8, 16};  // rows of A that a lane owns
+
+constexpr int tile_of(int64_t m) { return m <= 4 ? 0 : m <= 8 ? 1 : 2; }
+
+struct TileShape {
+  int split_k, row_groups, rows;
+  int64_t rows_per_group(Kind kind) const { return int64_t{sub_group_size(kind)} * row_groups * rows; }
+  int64_t group(Kind kind) const { return int64_t{sub_group_size(kind)} * split_k * row_groups; }
+};
+
+// A CPU has few threads, and a barrier costs it its registers; a GPU needs the sub-groups that splitting K gives.
+constexpr TileShape tile_shape(Kind kind) { return kind == Kind::cpu ? TileShape{1, 4, 1} : TileShape{8, 1, 1}; }
+
+constexpr int kWidenGroup = 256;
+
+template <class T>
+std::string family_of(const char* suffix) {
+  return std::string("gemm_4bit/") + short_name<T> + suffix;
+}
+
+template <class T>
+const Kernel& tile_kernel(Kind kind, int tile) {
+  static const KernelTable table([](Kind k, int t) {
+    const TileShape s = tile_shape(k);
+    return KernelName{family_of<T>(""), instantiation("bnb::kgemm_4bit_inference", type_name<T>, sub_group_size(k), s.split_k,
+                                                      s.row_groups, s.rows, kTiles[t])};
+  }, "gemm_4bit", std::size(kTiles));
+  return table.at(kind, tile);
+}
+
+template <class T>
+const Kernel& widen_kernel(Kind kind) {
+  static const KernelTable table([](Kind k, int) {
+    return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>, kWidenGroup, sub_group_size(k))};
+  }, "gemm_4bit", 1);
+  return table.at(kind, 0);
+}
+
+template <class T>
+bool fits_tiles(const Product<T>& p) {
+  return p.k % 32 == 0 && p.ldb % 32 == 0 && aligned(p.B, 16);
+}
+
+// ---- lanes along K ---------------------------------------------------------------------------------------------------
+constexpr DotShape along_k_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 4};
   if (kind == Kind::cpu) return {64, 2, 4, 1, 4};
   return DotShape{128, 8, path == kFew ? 1 : 4, 2, 4};
 }
 
 template <class T>
-const Kernel& gemm_kernel(Kind kind, Path path) {
+const Kernel& along_k_kernel(Kind kind, Path path) {
   static const KernelTable table([](Kind k, int p) {
-    const DotShape s = gemm_shape(k, Path(p));
-    return KernelName{std::string("gemm_4bit/") + short_name<T> + (p == kAny ? "/any" : ""),
-                      instantiation("bnb::kgemm_4bit_inference", type_name<T>, s.group, s.num_per_thread,
+    const DotShape s = along_k_shape(k, Path(p));
+    return KernelName{family_of<T>(p == kAny ? "/any" : "/along_k"),
+                      instantiation("bnb::kgemm_4bit_inference_along_k", type_name<T>, s.group, s.num_per_thread,
                                     sub_group_size(k), s.rows, s.steps, s.tile_m)};
   }, "gemm_4bit", kPaths.size());
   return table.at(kind, path);
 }
 
+// Few rows on a GPU read B best with the lanes along k.
+bool prefers_along_k(Kind kind, int64_t m) { return kind != Kind::cpu && m <= 4; }
+
 }  // namespace
 
-// out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for several rows of A. Arguments as
-// gemv_4bit_inference's. Asynchronous.
+// out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for up to 16 rows of A. Arguments as
+// gemv_4bit_inference's; scratch holds cgemm_4bit_scratch(m, k) bytes, and must live until the queue has come so far.
 template <class T>
 void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint8_t* B, const float* absmax,
                          const float* datatype, T* out, int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize,
-                         sycl::queue* queue, DataType data_type, BnbStatistics nested, const T* bias) {
+                         sycl::queue* queue, DataType data_type, BnbStatistics nested, const T* bias, float* scratch) {
   nested.absmax = absmax;
-  launch_dot(Product<T>{m, n, k, A, B, nested, datatype, data_type, bias, out, lda, ldb, ldc, blocksize}, queue, gemm_shape,
-             gemm_kernel<T>);
+  const Product<T> p{m, n, k, A, B, nested, datatype, data_type, bias, out, lda, ldb, ldc, blocksize};
+  if (m <= 0 || n <= 0) return;
+  const Kind kind = device_of(*queue).kind;
+  if (!fits_tiles(p) || !scratch || prefers_along_k(kind, m)) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
+  const int32_t shift = block_shift(blocksize);
+  const int tile = tile_of(m);
+  const int64_t tiles_m = (m + kTiles[tile] - 1) / kTiles[tile], padded_m = tiles_m * kTiles[tile];
+  const TileShape shape = tile_shape(kind);
+  widen_kernel<T>(kind).submit(*queue, (k * padded_m + kWidenGroup - 1) / kWidenGroup, kWidenGroup, A, scratch, m, k, lda,
+                               padded_m);
+  const int64_t rows = shape.rows_per_group(kind);
+  tile_kernel<T>(kind, tile).submit(*queue, tiles_m * ((n + rows - 1) / rows), shape.group(kind), m, n, k,
+                                    static_cast<const float*>(scratch), B, nested.absmax, nested.absmax_8bit,
+                                    nested.absmax_code, nested.absmax_offset, bias, datatype,
+                                    static_cast<int32_t>(data_type), out, padded_m, ldb, ldc, tiles_m, shift);
 }
 
-static const bool registered = (gemm_kernel<half>(Kind::cpu, kAny), gemm_kernel<bfloat16>(Kind::cpu, kAny),
-                                gemm_kernel<float>(Kind::cpu, kAny), true);
+template <class T>
+static void register_kernels() {
+  widen_kernel<T>(Kind::cpu);
+  tile_kernel<T>(Kind::cpu, 0);
+  along_k_kernel<T>(Kind::cpu, kAny);
+}
+static const bool registered = (register_kernels<half>(), register_kernels<bfloat16>(), register_kernels<float>(), true);
 
 }  // namespace bnb
 
+int64_t cgemm_4bit_scratch(int64_t m, int64_t k) {
+  const int tile = bnb::kTiles[bnb::tile_of(m)];
+  return m > 0 && k > 0 ? (m + tile - 1) / tile * tile * k * static_cast<int64_t>(sizeof(float)) : 0;
+}
+
 int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
                          const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda,
-                         int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias, void* queue, char* message,
-                         size_t message_size) {
+                         int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias, void* scratch, void* queue,
+                         char* message, size_t message_size) {
   return bnb::guarded(message, message_size, [&] {
     bnb::with_dtype(dtype, [&](auto zero) {
       using T = decltype(zero);
       bnb::gemm_4bit_inference<T>(m, n, k, static_cast<const T*>(A), B, statistics->absmax, datatype, static_cast<T*>(out),
                                   lda, ldb, ldc, blocksize, static_cast<sycl::queue*>(queue),
-                                  static_cast<bnb::DataType>(data_type), *statistics, static_cast<const T*>(bias));
+                                  static_cast<bnb::DataType>(data_type), *statistics, static_cast<const T*>(bias),
+                                  static_cast<float*>(scratch));
     });
   });
 }

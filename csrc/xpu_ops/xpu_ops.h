@@ -33,11 +33,12 @@ BNB_EXPORT int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, 
                                     int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
                                     void* queue, char* message, size_t message_size);
 
-// The same, with B read once for several rows of A.
+// The same, with B read once for several rows of A. `scratch` is null, or cgemm_4bit_scratch(m, k) bytes on the device.
 BNB_EXPORT int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
                                     const BnbStatistics* statistics, const float* datatype, int data_type, void* out,
                                     int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
-                                    void* queue, char* message, size_t message_size);
+                                    void* scratch, void* queue, char* message, size_t message_size);
+BNB_EXPORT int64_t cgemm_4bit_scratch(int64_t m, int64_t k);
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 // Called, with the runtime locked, when an operator needs a family of kernels that is not there yet. It must call
