@@ -85,6 +85,11 @@ class Report:
         console.print(table)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype's name without the module."""
+    return str(dtype).removeprefix("torch.")
+
+
 def timed(run: Callable[[], object]) -> float:
     """Seconds of one run, the device drained before and after."""
     torch.xpu.synchronize()
@@ -94,8 +99,10 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(run: Callable[[int], object], *, rounds: int = 9, repeats: int = 3, upstream: bool = True) -> tuple[float, float | None]:
-    """Medians in milliseconds of run(i) with our operators and with upstream's, in turns; i counts up, to rotate operands."""
+def in_turns(
+    run: Callable[[int], object], *, rounds: int = 9, repeats: int = 3, upstream: bool = True
+) -> tuple[float, float | None]:
+    """Medians in milliseconds of run(i) with our operators and with upstream's, in turns; i counts up, to rotate."""
     ours: list[float] = []
     theirs: list[float] = []
     count = 0

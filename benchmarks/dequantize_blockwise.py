@@ -6,7 +6,7 @@ The limit is memory: half a byte or one in, an element out, and four bytes a blo
 from __future__ import annotations
 
 import torch
-from common import BNB, DEVICE, Report, Row, has_upstream, in_turns, packed
+from common import BNB, DEVICE, Report, Row, has_upstream, in_turns, name_of, packed
 
 SHAPES = ((4096, 4096), (14336, 4096))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -26,7 +26,8 @@ def add_rows(report: Report) -> None:
 
                 ours, upstream = in_turns(run, upstream=has_upstream())
                 share = moved / ours / 1e6 / report.copy_gbps
-                row = Row("dequantize_4bit", f"{quant_type} {n} x {k} {dtype}".replace("torch.", ""), ours, upstream, share, "copy")
+                case = f"{quant_type} {n} x {k} {name_of(dtype)}"
+                row = Row("dequantize_4bit", case, ours, upstream, share, "copy")
                 wide = dtype == torch.float32
                 report.add(row, ratio=2.5 if wide else 4, share=None if wide else 0.75)
         code = torch.linspace(-1, 1, 256).to(DEVICE)
@@ -34,9 +35,9 @@ def add_rows(report: Report) -> None:
         absmax8 = torch.rand(n * k // 256).to(DEVICE)
         for dtype in DTYPES:
 
-            def run8(i: int, dtype=dtype) -> None:
+            def run8(i: int, dtype=dtype, bytes8=bytes8, absmax8=absmax8, code=code) -> None:
                 BNB.dequantize_blockwise(bytes8[i % 2], absmax8, code, 256, dtype)
 
             ours, upstream = in_turns(run8, upstream=has_upstream())
             share = n * k * (1 + dtype.itemsize + 4 / 256) / ours / 1e6 / report.copy_gbps
-            report.add(Row("dequantize_blockwise", f"{n} x {k} {dtype}".replace("torch.", ""), ours, upstream, share, "copy"))
+            report.add(Row("dequantize_blockwise", f"{n} x {k} {name_of(dtype)}", ours, upstream, share, "copy"))

@@ -6,7 +6,7 @@ The limit is memory for few rows (the weights, read once) and the matrix units f
 from __future__ import annotations
 
 import torch
-from common import BNB, DEVICE, Report, Row, in_turns, packed
+from common import BNB, DEVICE, Report, Row, in_turns, name_of, packed
 
 
 def add_rows(report: Report) -> None:
@@ -30,4 +30,4 @@ def add_rows(report: Report) -> None:
 
             ours, upstream = in_turns(run, rounds=5, repeats=2)
             share = n * k * (0.5 + 1 / 64) / ours / 1e6 / report.read_gbps
-            report.add(Row("gemm_4bit", f"M = {m} {dtype}".replace("torch.", ""), ours, upstream, share, "read"))
+            report.add(Row("gemm_4bit", f"M = {m} {name_of(dtype)}", ours, upstream, share, "read"))

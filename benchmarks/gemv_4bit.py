@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from bitsandbytes.functional import get_4bit_type
-from common import BNB, DEVICE, Report, Row, has_upstream, in_turns, packed
+from common import BNB, DEVICE, Report, Row, has_upstream, in_turns, name_of, packed
 
 SHAPES = ((4096, 4096), (14336, 4096))
 
@@ -26,5 +26,5 @@ def add_rows(report: Report) -> None:
 
             ours, upstream = in_turns(run, upstream=has_upstream(), repeats=5)
             share = n * k * (0.5 + 4 / 64) / ours / 1e6 / report.read_gbps
-            row = Row("gemv_4bit", f"nf4 {n} x {k} {dtype}".replace("torch.", ""), ours, upstream, share, "read")
+            row = Row("gemv_4bit", f"nf4 {n} x {k} {name_of(dtype)}", ours, upstream, share, "read")
             report.add(row, ratio=12 if dtype == torch.float32 else 30, share=0.3)

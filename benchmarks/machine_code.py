@@ -2,11 +2,11 @@
 """The machine code that the kernels become on Intel GPUs, from the offline compiler: no GPU is needed.
 
     python benchmarks/machine_code.py                       a table for Data Center GPU Max and Arc A-series
-    python benchmarks/machine_code.py --markdown FILE       the same for docs/machine_code.md
+    python benchmarks/machine_code.py --markdown docs/machine_code.md
 
 Every kernel of the catalogue is compiled to SPIR-V by SYCL's run-time compiler, as at run time, then to machine code by
-`ocloc` (Debian and Ubuntu: intel-opencl-icd), which `iga64` (libigc-tools) disassembles. For each kernel this counts the
-registers, spills and local memory, and the issue slots that a weight costs on the way that a full tile takes.
+`ocloc` (in Debian's and Ubuntu's intel-opencl-icd), which `iga64` (in libigc-tools) disassembles. For each kernel this
+gives spills, private and local memory, and counts the issue slots that a weight costs where full tiles are handled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -164,10 +164,9 @@ def parse(assembly: str) -> list[Block]:
 
 
 # ---- ways through the code -------------------------------------------------------------------------------------------
-def shortest(blocks: list[Block], start: int, goals: set[int], target: Target) -> list[Block] | None:
-    """The cheapest way from after `start` (-1: from the entry) to one of the goals, which is its last block."""
-    first = [0] if start < 0 else blocks[start].next
-    queue = [(blocks[b].slots(target), b, (b,)) for b in first]
+def shortest(blocks: list[Block], starts: Sequence[int], goals: set[int], target: Target) -> list[Block]:
+    """The cheapest way from one of the blocks `starts` to one of `goals`, both included; empty if there is none."""
+    queue: list[tuple[int, int, tuple[int, ...]]] = [(blocks[b].slots(target), b, (b,)) for b in starts]
     heapq.heapify(queue)
     done: set[int] = set()
     while queue:
@@ -180,18 +179,15 @@ def shortest(blocks: list[Block], start: int, goals: set[int], target: Target) -
         for b in blocks[at].next:
             if b not in done:
                 heapq.heappush(queue, (cost + blocks[b].slots(target), b, (*way, b)))
-    return None
+    return []
 
 
 def loops(blocks: list[Block], target: Target) -> Iterator[list[Block]]:
     """For each backward jump, the cheapest way round."""
     for block in blocks:
         for head in block.next:
-            if head <= block.index:
-                if head == block.index:
-                    yield [block]
-                elif way := shortest(blocks, head, {block.index}, target):
-                    yield [blocks[head], *way]
+            if head <= block.index and (way := shortest(blocks, [head], {block.index}, target)):
+                yield way
 
 
 @dataclass(frozen=True)
@@ -319,21 +315,39 @@ def ways_of_dequantise(blocks: list[Block], step: int, tile: int, target: Target
         return []
     for loop in loops(blocks, target):
         if steps := stores(loop):
-            entry, leave = shortest(blocks, -1, {loop[0].index}, target), shortest(blocks, loop[-1].index, ends, target)
             rounds = tile // (step * steps)
-            way = [*(entry or [])[:-1], *loop * rounds, *(leave or [])]
             around = measure("loop", loop, step * steps, 2 * steps, target)
+            way = [
+                *shortest(blocks, [0], {loop[0].index}, target)[:-1],
+                *leave(blocks, loop, stores, rounds, ends, target),
+            ]
             return [around, measure("thread", way, tile, 2 * rounds * steps + 1, target)]
-    way, at = [], -1
+    way, starts = [], [0]
     for block in blocks:
-        if stores([block]) and stores(way) * step < tile and (part := shortest(blocks, at, {block.index}, target)):
+        if stores([block]) and stores(way) * step < tile and (part := shortest(blocks, starts, {block.index}, target)):
             way += part
-            at = block.index
-    leave = shortest(blocks, at, ends, target)
+            starts = block.next
+    way += shortest(blocks, starts, ends, target)
     steps = stores(way)
-    if not leave or not steps:
-        return []
-    return [measure("thread", [*way, *leave], step * steps, 2 * steps + 1, target)]
+    return [measure("thread", way, step * steps, 2 * steps + 1, target)] if steps else []
+
+
+def leave(
+    blocks: list[Block],
+    loop: list[Block],
+    stores: Callable[[Sequence[Block]], int],
+    rounds: int,
+    ends: set[int],
+    target: Target,
+) -> list[Block]:
+    """So many times round a loop, and from there to the end."""
+    for number in reversed(range(len(loop))):
+        out = [b for b in loop[number].next if blocks[b] not in loop]
+        if out and (rest := shortest(blocks, out, ends, target)):
+            last = loop[: number + 1]
+            full = rounds - 1 if stores(last) else rounds
+            return [*loop * full, *last, *rest]
+    return []
 
 
 # ---- tools -----------------------------------------------------------------------------------------------------------
@@ -345,16 +359,18 @@ def missing_tools() -> str:
     return f"{' and '.join(missing)} not installed (Debian, Ubuntu: apt-get install intel-opencl-icd libigc-tools)"
 
 
+def run(command: Sequence[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a tool and keep what it says."""
+    environment = {**os.environ, "IGC_EnableZEBinary": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
 @cache
 def ocloc_release() -> str:
-    """The release of the package that ocloc is from, if dpkg knows, else nothing."""
-    found = subprocess.run(["dpkg-query", "-S", os.path.realpath(shutil.which("ocloc") or "")], **_TEXT)
-    package = found.stdout.partition(":")[0]
-    version = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version}", package], **_TEXT) if package else None
-    return version.stdout.strip() if version else ""
-
-
-_TEXT: dict[str, bool] = {"capture_output": True, "text": True}
+    """The package that ocloc is from and its version, if dpkg knows."""
+    path = os.path.realpath(shutil.which("ocloc") or "")
+    owner = run(["dpkg-query", "-S", path]).stdout.partition(":")[0] if shutil.which("dpkg-query") else ""
+    return run(["dpkg-query", "-W", "-f", "${Package} ${Version}", owner]).stdout.strip() if owner else "ocloc"
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
@@ -396,8 +412,7 @@ def compile_spirv(spirv: bytes, target: Target, folder: Path) -> bytes:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "module.spv").write_bytes(spirv)
     command = ["ocloc", "compile", "-spirv_input", "-file", "module.spv", "-device", target.device, "-output", "module"]
-    environment = {**os.environ, "IGC_EnableZEBinary": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, **_TEXT)
+    done = run(command, folder)
     made = list(folder.glob("module_*.bin"))
     if done.returncode or len(made) != 1:
         raise RuntimeError(f"ocloc for {target.device}: {done.stdout.strip()} {done.stderr.strip()}")
@@ -408,7 +423,7 @@ def disassemble(code: bytes, target: Target, folder: Path, name: str) -> str:
     """The assembly of a kernel."""
     file = folder / f"{name}.krn"
     file.write_bytes(code)
-    done = subprocess.run(["iga64", "-d", f"-p={target.platform}", str(file)], **_TEXT)
+    done = run(["iga64", "-d", f"-p={target.platform}", str(file)])
     if done.returncode:
         raise RuntimeError(f"iga64 for {target.platform}: {done.stderr.strip()}")
     return done.stdout
@@ -464,18 +479,29 @@ def _analyse_image(
 
 
 # ---- output ----------------------------------------------------------------------------------------------------------
-COLUMNS = ("kernel", "SIMD", "registers", "spill", "private", "local", "code", "way", "slots a weight", "loads", "gathers", "local accesses")  # fmt: skip
+COLUMNS = (
+    "kernel",
+    "SIMD",
+    "spill",
+    "private",
+    "local",
+    "code",
+    "counted",
+    "slots a weight",
+    "loads",
+    "gathers",
+    "local accesses",
+)
 
 
 def lines_of(machines: Sequence[Machine]) -> list[tuple[str, ...]]:
     """The rows of the table."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for machine in machines:
         kernel = f"{machine.function}<{machine.shape}>"
         first = (
             kernel,
             str(machine.simd),
-            str(machine.registers),
             str(machine.spill),
             str(machine.private),
             str(machine.local),
@@ -490,23 +516,36 @@ def lines_of(machines: Sequence[Machine]) -> list[tuple[str, ...]]:
 
 
 def markdown(machines: Sequence[Machine]) -> str:
-    """The tables for the documentation."""
-    parts = []
+    """The tables for the documentation: of the kernels for which something is counted, and a word on the others."""
+    parts = [f"Made with {ocloc_release()} and intel-sycl-rt {sycl_jit.release()}."]
     for device in dict.fromkeys(machine.device for machine in machines):
-        parts.append(f"### {TARGETS[device].title}\n")
-        parts.append("| " + " | ".join(COLUMNS) + " |")
-        parts.append("|" + " --- |" * len(COLUMNS))
-        for line in lines_of([m for m in machines if m.device == device]):
-            parts.append("| " + " | ".join([f"`{line[0]}`", *line[1:]]) + " |")
-        parts.append("")
-    return "\n".join(parts)
+        mine = [m for m in machines if m.device == device]
+        others = [m for m in mine if not m.ways]
+        rows = [[f"`{line[0]}`", *line[1:]] for line in lines_of([m for m in mine if m.ways])]
+        table = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
+        parts.append(f"### {TARGETS[device].title}")
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in table))
+        parts.append(
+            f"The other {len(others)} kernels spill {sum(m.spill for m in others)} bytes "
+            f"and have {sum(m.private for m in others)} bytes of private memory."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def put(text: str, file: Path) -> None:
+    """Write a file, or only what stands between its markers, if it has them."""
+    begin, end = "<!-- tables: begin -->\n", "<!-- tables: end -->"
+    old = file.read_text() if file.exists() else ""
+    if begin in old and end in old:
+        text = f"{old.partition(begin)[0]}{begin}\n{text}\n{end}{old.partition(end)[2]}"
+    file.write_text(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", action="append", choices=list(TARGETS), help="only this (may be given again)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here, between their markers")
     options = parser.parse_args()
     if missing := missing_tools():
         sys.exit(missing)
@@ -521,13 +560,10 @@ def main() -> None:
             table.add_row(*line)
         Console(width=None if sys.stdout.isatty() else 200).print(table)
     if options.json:
-        content = [
-            {**asdict(m), "ways": [{**asdict(w), "slots_per_weight": w.slots_per_weight} for w in m.ways]}
-            for m in machines
-        ]
+        content = [asdict(machine) for machine in machines]
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.markdown:
-        options.markdown.write_text(markdown(machines))
+        put(markdown(machines), options.markdown)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def _sycl_requirement() -> list[str]:
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, object] | None = None) -> list[str]:
-    """setuptools' own requirements, and SYCL's headers where the target environment has none."""
+    """The requirements of setuptools itself, and SYCL's headers where the target environment has none."""
     return build_meta.get_requires_for_build_wheel(config_settings) + _sycl_requirement()
 
 

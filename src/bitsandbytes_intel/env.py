@@ -47,9 +47,7 @@ def _folder(name: str, text: str) -> pathlib.Path:
     return path
 
 
-AUTOLOAD = Variable(
-    "BNB_INTEL_AUTOLOAD", "register our operators when bitsandbytes is imported", "1", _switch
-)
+AUTOLOAD = Variable("BNB_INTEL_AUTOLOAD", "register our operators when bitsandbytes is imported", "1", _switch)
 VIRTUAL_XPU = Variable(
     "BNB_INTEL_VIRTUAL_XPU", "give a CPU build of torch the virtual device xpu:0 when torch is imported", "0", _switch
 )

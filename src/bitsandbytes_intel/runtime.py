@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from . import cache, sycl
 
@@ -246,7 +247,7 @@ def warm_up(device: Device) -> Iterator[tuple[str, str]]:
 
 
 @_Builder
-def _build_for_operator(index: int, name: bytes, message: object, size: int) -> int:
+def _build_for_operator(index: int, name: bytes, message: Any, size: int) -> int:
     """Called by the XPU library when an operator needs a family that is not there yet."""
     try:
         build(describe(index), name.decode())

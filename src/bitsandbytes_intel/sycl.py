@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import os
 import pathlib
+import re
 import site
 import sys
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def lib_folders() -> list[pathlib.Path]:
 def find_sycl() -> Sycl | None:
     """The SYCL runtime that pip installed, the newest if there are several; None if there is none with headers."""
     for folder in lib_folders():
-        found = [path for path in folder.glob("libsycl.so.*") if path.suffix[1:].isdigit() and path.name.count(".") == 2]
+        found = [path for path in folder.glob("libsycl.so.*") if re.fullmatch(r"libsycl\.so\.\d+", path.name)]
         include = folder.parent / "include"
         if found and (include / "sycl" / "sycl.hpp").is_file():
             return Sycl(max(found, key=lambda path: int(path.suffix[1:])), include)
