@@ -18,8 +18,8 @@ from helpers import FLOATS, Weight, check_product, exactly_equal, generator, sho
 
 from bitsandbytes_intel import reference
 
-SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 64, 100, 127, 128, 129, 255, 256, 257, 264, 511, 513, 1000, 1016, 2047, 2048, 2049,
-         2056, 4095, 4096, 4097, 8184, 8191, 8192, 8193, 8200, 16385, 20000, 24591)  # fmt: skip
+SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 64, 100, 127, 128, 129, 255, 256, 257, 264, 511, 513, 1000, 1016, 2047, 2048,
+         2049, 2056, 4095, 4096, 4097, 8184, 8191, 8192, 8193, 8200, 16385, 20000, 24591)  # fmt: skip
 BLOCKSIZES = {"general8bit": (1, 3, 8, 32, 64, 100, 256, 4096), "fp4": (32, 64, 4096), "nf4": (32, 256, 1024)}
 KS = (1, 2, 3, 7, 8, 15, 16, 24, 31, 32, 33, 40, 63, 64, 72, 96, 100, 127, 128, 129, 136, 160, 224, 256, 257, 264, 320,
       384, 504, 512, 520, 640, 1000, 1001, 1024, 1032, 2080)  # fmt: skip
@@ -27,7 +27,7 @@ WIDE_KS = (8, 33, 40, 128, 136, 264, 512, 520)
 NS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 66, 67, 129)
 # So many rows that the GPU kernels for large matrices run, whatever the number of cores.
 WIDE = 40 * (os.cpu_count() or 1) + 3
-MS = {"gemv_4bit": (1, 1, 2, 3), "gemm_4bit": (1, 2, 3, 4, 5, 7, 8, 9)}
+MS = {"gemv_4bit": (1, 1, 2, 3), "gemm_4bit": (1, 2, 3, 4, 5, 7, 8, 9, 16, 17)}
 _last = ""
 
 
@@ -86,11 +86,13 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
                 statistics = [memory.hold(w.absmax)]
                 statistics += [memory.hold(w.nested.get(f)) for f in ("absmax_8bit", "absmax_code", "absmax_offset")]
                 datatype = None if extras else memory.hold(reference.codebook(quant_type))
+                scratch = memory.out(kernels.scratch_bytes(m, k) // 4, torch.float32) if count % 3 else None
                 kernels.product(
                     name, dtype, m, n, k, memory.hold(A), memory.hold(w.packed), statistics, datatype, quant_type,
-                    out.address, blocksize, memory.hold(bias),
+                    out.address, blocksize, memory.hold(bias), scratch.address if scratch else None,
                 )  # fmt: skip
                 assert out.canary_is_alive(), "bytes outside the result were written"
+                assert not scratch or scratch.canary_is_alive(), "bytes outside the scratch were written"
                 check_product(out.tensor.view(m, n).clone(), A, w.exact(), bias)
             count += 1
     return count

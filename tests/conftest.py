@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -26,13 +27,13 @@ if not _torch_has_xpu():
 
         virtual_xpu.enable()
 
-import bitsandbytes  # noqa: F401
-import hypothesis
-import pytest
-import torch
-import vectors
+import bitsandbytes  # noqa: E402, F401
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import vectors  # noqa: E402
 
-from bitsandbytes_intel import env, ops
+from bitsandbytes_intel import env, ops  # noqa: E402
 
 # The first call of an operator may build a kernel, so a deadline would hold for nothing.
 _COMMON = {"deadline": None, "derandomize": True, "print_blob": True}
@@ -90,6 +91,6 @@ def python(tmp_path):
 def share_virtual_xpu(cache: pathlib.Path) -> None:
     """Let a cache folder of a test's own find the virtual XPU that has been compiled already."""
     built = env.cache_dir() / "virtual_xpu"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     if built.is_dir() and not (cache / "virtual_xpu").exists():
-        (cache / "virtual_xpu").symlink_to(built)
+        shutil.copytree(built, cache / "virtual_xpu")

@@ -165,8 +165,9 @@ class Kernels:
         end = [pointer, ctypes.c_char_p, ctypes.c_size_t]
         lib.cdequantize_blockwise.argtypes = [ctypes.c_int, ctypes.c_int, *[pointer] * 4, long, long, *end]
         product = [ctypes.c_int, long, long, long, pointer, pointer, ctypes.POINTER(Statistics), pointer, ctypes.c_int]
-        for function in (lib.cgemv_4bit_inference, lib.cgemm_4bit_inference):
-            function.argtypes = [*product, pointer, *[long] * 4, pointer, *end]
+        lib.cgemv_4bit_inference.argtypes = [*product, pointer, *[long] * 4, pointer, *end]
+        lib.cgemm_4bit_inference.argtypes = [*product, pointer, *[long] * 4, pointer, pointer, *end]
+        lib.cgemm_4bit_scratch.restype, lib.cgemm_4bit_scratch.argtypes = long, [long, long]
         self._lib = lib
 
     def not_built(self) -> list[str]:
@@ -178,15 +179,17 @@ class Kernels:
         """cdequantize_blockwise, of addresses."""
         self._call("cdequantize_blockwise", DTYPES[dtype], DATA_TYPES[data_type], code, A, absmax, out, blocksize, n)
 
+    def scratch_bytes(self, m: int, k: int) -> int:
+        """How much scratch cgemm_4bit_inference wants."""
+        return self._lib.cgemm_4bit_scratch(m, k)
+
     def product(
-        self, name, dtype, m, n, k, A, B, statistics, datatype, quant_type, out, blocksize, bias,
-        lda=None, ldc=None,
-    ) -> None:  # fmt: skip
-        """cgemv_4bit_inference or cgemm_4bit_inference, of addresses."""
-        lda, ldc = k if lda is None else lda, n if ldc is None else ldc
+        self, name, dtype, m, n, k, A, B, statistics, datatype, quant_type, out, blocksize, bias, scratch=None
+    ) -> None:
+        """cgemv_4bit_inference, or cgemm_4bit_inference, which alone takes scratch; of addresses."""
         self._call(
             f"c{name}_inference", DTYPES[dtype], m, n, k, A, B, ctypes.byref(Statistics(*statistics)), datatype,
-            DATA_TYPES[quant_type], out, lda, k, ldc, blocksize, bias,
+            DATA_TYPES[quant_type], out, k, k, n, blocksize, bias, *([scratch] if name == "gemm_4bit" else []),
         )  # fmt: skip
 
     def _call(self, name: str, *args) -> None:

@@ -49,7 +49,7 @@ def exactly_equal(result: Tensor, expected: Tensor) -> None:
 
 
 def check_error(call: Callable[[], object], argument: str, got: str, capfd: pytest.CaptureFixture) -> None:
-    """Assert that a call raises, that the text says which argument, what came and what must be, and nothing is printed."""
+    """Assert that a call raises, prints nothing, and says which argument it is about, what came and what must be."""
     with pytest.raises((RuntimeError, ValueError, TypeError)) as error:
         call()
     text = str(error.value)

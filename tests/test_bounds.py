@@ -1,4 +1,4 @@
-"""No kernel touches a byte outside its operands: they lie between forbidden pages, and the rest of theirs is watched."""
+"""No kernel touches a byte outside its operands: these lie between forbidden pages."""
 
 import os
 import pathlib

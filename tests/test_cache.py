@@ -31,7 +31,8 @@ assert runtime.library().bnb_xpu_wait(queue, message, 500) == 0, message.value
 assert list(out) == [(3.0 if i < 64 else 5.0) * (-1) ** i for i in range(99)], list(out)
 """
 OPERATOR = """
-import logging, sys, time; logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
+import logging, sys, time
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
 import torch, bitsandbytes
 from bitsandbytes_intel import reference
 A = torch.randn(1, 256).bfloat16(); B = torch.arange(256).repeat(16).to(torch.uint8)[:, None]; s = torch.rand(128) + 0.1

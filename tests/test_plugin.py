@@ -77,7 +77,8 @@ def test_without_hardware_there_is_no_error(python):
 def test_the_hook_of_torch_costs_nothing(python):
     """Under a millisecond, when the virtual XPU is not asked for: the import of the package, and the call."""
     code = """
-import os, pathlib, sys, time
+import sys, time
+import filelock  # of the same folder, which Python has then listed, as it has in torch
 start = time.process_time()
 import bitsandbytes_intel
 bitsandbytes_intel._torch_backend()
@@ -131,7 +132,8 @@ def test_a_library_that_does_not_load_is_one_warning(python, tmp_path, library, 
     if state == "broken":
         path.write_bytes(b"no library")
     code = f"""
-import logging, pathlib, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
+import logging, pathlib, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
 from bitsandbytes_intel import runtime, ops
 runtime.{library} = pathlib.Path({str(path)!r})
 import bitsandbytes

@@ -131,7 +131,7 @@ def test_a_broken_library_says_why(monkeypatch, tmp_path):
     broken = tmp_path / "libbitsandbytes_intel_xpu.so"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(runtime, "XPU_LIBRARY", broken)
-    with pytest.raises(runtime.KernelError, match="does not load: .*(invalid ELF|too short)"):
+    with pytest.raises(runtime.KernelError, match=r"does not load: .*(invalid ELF|too short)"):
         runtime.library.__wrapped__()
 
 

@@ -1,0 +1,109 @@
+"""The machine code of the kernels on Intel GPUs, by the offline compiler: what must hold without a GPU to run them on.
+
+Wants `ocloc` and `iga64` (Debian, Ubuntu: intel-opencl-icd, libigc-tools) and is skipped without them. The limits of
+issue slots are what the kernels reach, with a little room: a change that makes the inner loops dearer shows here.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
+machine_code = pytest.importorskip("machine_code")
+
+pytestmark = pytest.mark.skipif(bool(machine_code.missing_tools()), reason=machine_code.missing_tools() or "installed")
+
+# Issue slots a weight. Kernels that own several rows of weights share the loads of the activation; those for matrices
+# of few rows (ROWS = 1) do not. A product of several rows of activations is counted for each of them.
+GEMV = {"pvc": 0.50, "acm-g10": 0.95}
+GEMV_ONE_ROW = {"pvc": 0.65, "acm-g10": 1.25}
+GEMM = {"pvc": 0.25, "acm-g10": 0.50}
+GEMM_ONE_ROW = {"pvc": 0.40, "acm-g10": 0.70}
+DEQUANTISE_4BIT = {"pvc": 0.90, "acm-g10": 1.65}
+DEQUANTISE_8BIT = {"pvc": 0.90, "acm-g10": 1.35}
+FP32 = 1.1  # a lane dequantises half as many weights at once to fp32, of twice the bytes
+
+
+@pytest.fixture(scope="module")
+def machines() -> list[machine_code.Machine]:
+    return machine_code.analyse(jobs=2)
+
+
+@pytest.fixture(params=list(machine_code.TARGETS))
+def on_device(request: pytest.FixtureRequest, machines: list[machine_code.Machine]) -> list[machine_code.Machine]:
+    """The kernels for one GPU."""
+    return [machine for machine in machines if machine.device == request.param]
+
+
+def named(machine: machine_code.Machine) -> str:
+    return f"{machine.function}<{machine.shape}>"
+
+
+def vectorised(machines: list[machine_code.Machine], function: str) -> list[machine_code.Machine]:
+    """The kernels of a function that take several weights a lane."""
+    width = "NUM_PER_TH" if function == "kDequantizeBlockwise" else "NUM_PER_THREAD"
+    found = [m for m in machines if m.function == function and int(m.template.get(width, 32)) > 1]
+    assert found, f"no {function} in the catalogue"
+    return found
+
+
+def too_dear(machine: machine_code.Machine, what: str, limit: float) -> list[str]:
+    way = machine.way(what)
+    assert way is not None, f"{named(machine)}: the code that handles full tiles was not found"
+    cost = way.slots_per_weight / int(machine.template.get("TILE_M", 1))
+    return [f"{named(machine)} takes {cost:.3f} slots a weight, more than {limit:.2f}"] if cost > limit else []
+
+
+def test_sub_group_size_is_what_was_asked_for(on_device: list[machine_code.Machine]) -> None:
+    assert [named(m) for m in on_device if m.simd != 16] == []
+
+
+def test_nothing_spills(on_device: list[machine_code.Machine]) -> None:
+    assert [f"{named(m)}: {m.spill} bytes" for m in on_device if m.spill] == []
+
+
+def test_no_private_memory(on_device: list[machine_code.Machine]) -> None:
+    assert [f"{named(m)}: {m.private} bytes" for m in on_device if m.private] == []
+
+
+def test_local_memory_holds_a_table_of_8_bit_codes_and_nothing_else(on_device: list[machine_code.Machine]) -> None:
+    for machine in on_device:
+        if machine.function.startswith(("kDequantize", "kgem")):
+            holds_table = "General8bit" in machine.shape and int(machine.template["NUM_PER_TH"]) > 1
+            assert machine.local == (1024 if holds_table else 0), named(machine)
+
+
+@pytest.mark.parametrize("function", ["kgemv_4bit_inference", "kgemm_4bit_inference"])
+def test_products_look_up_without_memory(on_device: list[machine_code.Machine], function: str) -> None:
+    for machine in vectorised(on_device, function):
+        loop = machine.way("loop")
+        assert loop is not None, f"{named(machine)}: its main loop was not found"
+        assert (loop.local, loop.gathers) == (0, 0), named(machine)
+
+
+@pytest.mark.parametrize(
+    ("function", "many", "one_row"),
+    [("kgemv_4bit_inference", GEMV, GEMV_ONE_ROW), ("kgemm_4bit_inference", GEMM, GEMM_ONE_ROW)],
+    ids=["gemv", "gemm"],
+)
+def test_cost_of_a_weight_in_products(
+    on_device: list[machine_code.Machine], function: str, many: dict[str, float], one_row: dict[str, float]
+) -> None:
+    dear = []
+    for machine in vectorised(on_device, function):
+        limits = one_row if machine.template["ROWS"] == 1 else many
+        dear += too_dear(machine, "loop", limits[machine.device])
+    assert dear == []
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cost_of_a_weight_in_dequantisation(on_device: list[machine_code.Machine], bits: int) -> None:
+    dear = []
+    for machine in vectorised(on_device, "kDequantizeBlockwise"):
+        if (bits == 8) == ("General8bit" in machine.shape):
+            limit = (DEQUANTISE_8BIT if bits == 8 else DEQUANTISE_4BIT)[machine.device]
+            dear += too_dear(machine, "thread", limit * (FP32 if machine.template["T"] == "float" else 1))
+    assert dear == []
