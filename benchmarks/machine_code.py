@@ -284,18 +284,24 @@ def ways_of(template: dict[str, str | int], function: str, blocks: list[Block], 
     if function == "kDequantizeBlockwise" and number("NUM_PER_TH") > 1:
         tile = number("TILE_SIZE") // (number("GROUP_SIZE") // lanes)
         return ways_of_dequantise(blocks, lanes * number("NUM_PER_TH"), tile, target)
-    if function in ("kgemv_4bit_inference", "kgemm_4bit_inference") and number("NUM_PER_THREAD") == 8:
-        rows, steps, tile_m = number("ROWS"), number("STEPS"), number("TILE_M")
-        found = [way for way in loops(blocks, target) if look_ups(way)]
-        if not found:
-            return []
-        way = max(found, key=look_ups)
-        # The compiler may have unrolled further: a look-up a weight and one a scale.
-        times = max(1, round(look_ups(way) / (9 * rows * steps)))
-        a_loads = steps * tile_m * (2 if template["T"] == "float" else 1)
-        weights = lanes * 8 * rows * steps
-        return [measure("loop", way, weights * times, (rows * steps + rows + a_loads) * times, target)]
-    return []
+    if not function.startswith("kgem"):
+        return []
+    rows, tile_m, fp32 = number("ROWS"), number("TILE_M"), template["T"] == "float"
+    if "SPLIT_K" in template:  # lanes along N: 32 weights of a row a lane, each with a scale
+        weights, expected, split = 32 * rows, 32 * rows, number("SPLIT_K") > 1
+        loads = rows * (1 if split else 4) + rows
+    elif number("NUM_PER_THREAD") == 8:  # lanes along K: the scales are looked up among the lanes, too
+        steps = number("STEPS")
+        weights, expected = 8 * rows * steps, 9 * rows * steps
+        loads = rows * steps + rows + steps * tile_m * (2 if fp32 else 1)
+    else:
+        return []
+    found = [way for way in loops(blocks, target) if look_ups(way)]
+    if not found:
+        return []
+    way = max(found, key=look_ups)
+    times = max(1, round(look_ups(way) / expected))  # the compiler may have unrolled further
+    return [measure("loop", way, lanes * weights * times, loads * times, target)]
 
 
 def look_ups(way: Sequence[Block]) -> int:

@@ -86,7 +86,8 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
                 statistics = [memory.hold(w.absmax)]
                 statistics += [memory.hold(w.nested.get(f)) for f in ("absmax_8bit", "absmax_code", "absmax_offset")]
                 datatype = None if extras else memory.hold(reference.codebook(quant_type))
-                scratch = memory.out(kernels.scratch_bytes(m, k) // 4, torch.float32) if count % 3 else None
+                floats = kernels.scratch_bytes(m, k) // 4
+                scratch = memory.out(floats, torch.float32) if floats and count % 3 else None
                 kernels.product(
                     name, dtype, m, n, k, memory.hold(A), memory.hold(w.packed), statistics, datatype, quant_type,
                     out.address, blocksize, memory.hold(bias), scratch.address if scratch else None,

@@ -167,7 +167,7 @@ class Kernels:
         product = [ctypes.c_int, long, long, long, pointer, pointer, ctypes.POINTER(Statistics), pointer, ctypes.c_int]
         lib.cgemv_4bit_inference.argtypes = [*product, pointer, *[long] * 4, pointer, *end]
         lib.cgemm_4bit_inference.argtypes = [*product, pointer, *[long] * 4, pointer, pointer, *end]
-        lib.cgemm_4bit_scratch.restype, lib.cgemm_4bit_scratch.argtypes = long, [long, long]
+        lib.cgemm_4bit_scratch.restype, lib.cgemm_4bit_scratch.argtypes = long, [long, long, ctypes.c_void_p]
         self._lib = lib
 
     def not_built(self) -> list[str]:
@@ -181,7 +181,7 @@ class Kernels:
 
     def scratch_bytes(self, m: int, k: int) -> int:
         """How much scratch cgemm_4bit_inference wants."""
-        return self._lib.cgemm_4bit_scratch(m, k)
+        return self._lib.cgemm_4bit_scratch(m, k, self.queue)
 
     def product(
         self, name, dtype, m, n, k, A, B, statistics, datatype, quant_type, out, blocksize, bias, scratch=None

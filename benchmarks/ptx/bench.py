@@ -35,6 +35,7 @@ from rig import (
     dequantize_launch,
     product_launch,
     read_kernels,
+    widen_launch,
 )
 
 SHAPES = ((4096, 4096), (14336, 4096), (28672, 8192))
@@ -180,7 +181,7 @@ class Bench:
             for k in self.kernels
             if k.function == function
             and k.type == kind
-            and k.number(width) > 1
+            and (width not in k.template or k.number(width) > 1)
             and all(k.number(name) == value for name, value in template.items())
         ]
 
@@ -320,22 +321,38 @@ class Product(Case):
     ) -> None:
         super().__init__(bench, kind, shape)
         self.operator = "gemv NF4" if m == 1 else f"gemm NF4 M={m}"
-        function = "kgemv_4bit_inference" if m == 1 else "kgemm_4bit_inference"
+        function = "kgemv_4bit_inference" if m == 1 else "kgemm_4bit_inference_along_k"
         self.kernels = bench.fast_kernels(function, "NUM_PER_THREAD", kind)
         self.m, self.weights, self.absmax, self.count = m, weights, absmax, len(weights)
         self.x = torch.randn((m, shape[1]), device=bench.device).to(self.dtype)
         self.out = torch.empty((self.count, m, shape[0]), dtype=self.dtype, device=bench.device)
         self.moved = weights[0].nbytes + absmax[0].nbytes + self.x.nbytes + self.out[0].nbytes
         self.table = torch.from_numpy(TABLES[NF4].copy()).to(bench.device)
+        self.widen = next((k for k in bench.kernels if k.function == "kWidenTransposed" and k.type == kind), None)
+        self.widened = torch.empty(shape[1] * (m + 64), device=bench.device)
         self.expected = product_float64(self.x, weights[0], absmax[0], self.table, shape)
 
     def ours(self, i: int, kernel: Kernel) -> None:
+        k = self.shape[1]
+        if kernel.wants_widened:
+            padded_m = ceil_div(self.m, kernel.rows_of_a) * kernel.rows_of_a
+            assert self.widen, "kWidenTransposed is not in the catalogue"
+            groups, values = widen_launch(
+                self.widen,
+                m=self.m,
+                k=k,
+                a=self.x.data_ptr(),
+                x=self.widened.data_ptr(),
+                lda=k,
+                padded_m=padded_m,
+            )
+            self.bench.driver.launch(self.widen, groups, values, self.bench.clock.stream())
         groups, values = product_launch(
             kernel,
             m=self.m,
             n=self.shape[0],
-            k=self.shape[1],
-            a=self.x.data_ptr(),
+            k=k,
+            a=(self.widened if kernel.wants_widened else self.x).data_ptr(),
             b=self.weights[i].data_ptr(),
             absmax=self.absmax[i].data_ptr(),
             data_type=NF4,

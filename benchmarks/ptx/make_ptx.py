@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -105,7 +105,7 @@ def describe(family: str, source: str, name: str, symbol: str, file: str) -> Ker
     return Kernel(family, name, symbol, file, template, resolved, digest)
 
 
-def variants(function: str) -> Iterator[str]:
+def variants(function: str, parameters: Sequence[str]) -> Iterator[str]:
     """Template arguments of the shapes to choose among."""
     if function == "kDequantizeBlockwise":
         data_types = ("bnb::General8bit", "bnb::NF4")  # FP4 is NF4 with another table
@@ -115,7 +115,7 @@ def variants(function: str) -> Iterator[str]:
         for kind, group, rows, steps in product(TYPES, (64, 128, 256), (1, 2, 4, 8), (1, 2, 4)):
             if rows * steps <= 16:
                 yield f"{kind}, {group}, 8, 32, {32 if kind == 'float' else 16}, {rows}, {steps}"
-    elif function == "kgemm_4bit_inference":
+    elif function == "kgemm_4bit_inference_along_k":
         for kind, group, rows, steps, tile_m in product(TYPES[:2], (64, 128), (1, 2, 4), (1, 2), (2, 4, 8)):
             if rows * tile_m <= 16:
                 yield f"{kind}, {group}, 8, 32, {rows}, {steps}, {tile_m}"
@@ -131,7 +131,12 @@ def sources(stems: list[str] | None, with_variants: bool) -> dict[str, tuple[str
     if with_variants:
         for stem, (source, kernels) in found.items():
             functions = sorted({name.partition("<")[0] for name in kernels})
-            names = [f"{f}<{arguments}>" for f in functions for arguments in variants(f.rpartition("::")[2])]
+            parameters = {f: signatures(source)[f.rpartition("::")[2]][0] for f in functions}
+            names = [
+                f"{f}<{arguments}>"
+                for f in functions
+                for arguments in variants(f.rpartition("::")[2], [p.split()[-1] for p in parameters[f]])
+            ]
             found[stem] = source, dict.fromkeys(names, stem)
     return found
 

@@ -79,7 +79,31 @@ class Kernel:
     @cached_property
     def group_size(self) -> int:
         """Work-items of a work-group: threads of a block."""
-        return self.number("GROUP_SIZE")
+        if "GROUP_SIZE" in self.template:
+            return self.number("GROUP_SIZE")
+        return self.number("SUBG_SIZE") * self.number("SPLIT_K") * self.number("ROW_GROUPS")
+
+    @cached_property
+    def wants_widened(self) -> bool:
+        """Whether it takes activations as fp32 and transposed, instead of as they are."""
+        return any(name == "X" for _, name in self.arguments)
+
+    @cached_property
+    def width(self) -> int:
+        """Of a matrix product: K must be a multiple of this."""
+        return 32 if self.wants_widened else self.number("NUM_PER_THREAD")
+
+    @cached_property
+    def rows_of_a(self) -> int:
+        """Of a matrix product: rows of activations that a sub-group takes."""
+        return self.number("TILE_M") if "TILE_M" in self.template else 1
+
+    @cached_property
+    def rows_of_b(self) -> int:
+        """Of a matrix product: rows of weights that a work-group takes."""
+        if self.wants_widened:
+            return self.number("ROW_GROUPS") * self.number("SUBG_SIZE") * self.number("ROWS")
+        return self.group_size // self.number("SUBG_SIZE") * self.number("ROWS")
 
     def pack(self, values: Values) -> list[Any]:
         """The arguments as C values, in the order of the signature."""
@@ -129,14 +153,18 @@ def product_launch(
     lda: int | None = None,
     ldc: int | None = None,
 ) -> tuple[int, Values]:
-    """Work-groups and arguments of out[m, n] = A[m, k] @ B[n, k].T, by the gemv or the gemm kernel."""
-    rows = kernel.group_size // kernel.number("SUBG_SIZE") * kernel.number("ROWS")
-    tiles_m = ceil_div(m, rows_at_once(kernel))
+    """Work-groups and arguments of out[m, n] = A[m, k] @ B[n, k].T.
+
+    `a` is A, or X of a kernel that wants activations widened: see `widen_launch`.
+    """
+    tiles_m = ceil_div(m, kernel.rows_of_a)
     values = {
         "N": n,
         "K": k,
         "M": m,
         "A": a,
+        "X": a,
+        "padded_m": tiles_m * kernel.rows_of_a,
         "B": b,
         "absmax": absmax,
         "absmax_8bit": absmax_8bit,
@@ -152,12 +180,13 @@ def product_launch(
         "tiles_m": tiles_m,
         "shift": shift_of(blocksize),
     }
-    return tiles_m * ceil_div(n, rows), values
+    return tiles_m * ceil_div(n, kernel.rows_of_b), values
 
 
-def rows_at_once(kernel: Kernel) -> int:
-    """Rows of A that a sub-group takes."""
-    return kernel.number("TILE_M") if "TILE_M" in kernel.template else 1
+def widen_launch(kernel: Kernel, *, m: int, k: int, a: int, x: int, lda: int, padded_m: int) -> tuple[int, Values]:
+    """Work-groups and arguments of X[k, padded_m] = A[m, k].T in fp32, 0 for rows that A does not have."""
+    values = {"A": a, "X": x, "M": m, "K": k, "lda": lda, "padded_m": padded_m}
+    return ceil_div(k * padded_m, kernel.group_size), values
 
 
 class Driver:

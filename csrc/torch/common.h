@@ -77,13 +77,18 @@ struct Backend {
   decltype(&cgemv_4bit_inference) gemv_4bit_inference;
   decltype(&cgemm_4bit_inference) gemm_4bit_inference;
   decltype(&cgemm_4bit_scratch) gemm_4bit_scratch;
+  decltype(&cgemm_4bit_max_rows) gemm_4bit_max_rows;
 };
 
 // One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream.
 class Call {
  public:
   Call(const char* op, const Tensor& A);
-  const Backend& backend() const { return backend_; }
+  // backend.function(arguments but for the queue…), for what cannot fail
+  template <class Function, class... Args>
+  int64_t ask(Function Backend::* function, Args... args) const {
+    return (backend_.*function)(args..., queue_);
+  }
 
   // call(&Backend::function, arguments but for queue and message…)
   template <class Function, class... Args>

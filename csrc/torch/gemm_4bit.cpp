@@ -4,8 +4,6 @@
 namespace bnb {
 namespace {
 
-// Up to so many rows of A, one kernel reads the 4-bit weights; above, they are written out widened and torch multiplies.
-constexpr int64_t kMaxFusedRows = 64;
 // Scratch for dequantised weights, a panel of rows at a time.
 constexpr int64_t kPanelBytes = 64 << 20;
 
@@ -92,7 +90,8 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
   }
   if (p.m == 0 || p.n == 0) return empty(p.out_shape, A.scalar_type(), A);
   const Tensor codes = dense(B), scales = dense(absmax);
-  if (p.m > kMaxFusedRows && p.k > 0) {
+  const Call call(op, A);
+  if (p.m > call.ask(&Backend::gemm_4bit_max_rows, dtype_of(A.scalar_type())) && p.k > 0) {
     const Tensor flat = absmax_8bit ? flat_absmax(op, scales, nested, blocks) : scales;
     return gemm_by_panels(op, p, A, codes, flat, blocksize, data_type, bias);
   }
@@ -103,7 +102,6 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
                                  static_cast<const uint8_t*>(pointer(nested.absmax_8bit)),
                                  static_cast<const float*>(pointer(nested.absmax_code)),
                                  static_cast<const float*>(pointer(nested.absmax_offset))};
-  const Call call(op, A);
   const auto run = [&](auto function, auto... scratch) {
     call(function, dtype_of(A.scalar_type()), p.m, p.n, p.k, static_cast<const void*>(x.data_ptr()),
          static_cast<const uint8_t*>(codes.data_ptr()), &statistics, static_cast<const float*>(nullptr), data_type,
@@ -113,8 +111,8 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
     run(&Backend::gemv_4bit_inference);
   } else {
     // Freed when this returns, and used again by the allocator only for what the same queue does later.
-    const Tensor scratch = empty(Shape{call.backend().gemm_4bit_scratch(p.m, p.k)}, ScalarType::Byte, A);
-    run(&Backend::gemm_4bit_inference, scratch.data_ptr());
+    const Tensor scratch = empty(Shape{call.ask(&Backend::gemm_4bit_scratch, p.m, p.k)}, ScalarType::Byte, A);
+    run(&Backend::gemm_4bit_inference, scratch.numel() ? scratch.data_ptr() : nullptr);
   }
   return out;
 }

@@ -20,7 +20,7 @@ BNB_INLINE bool ordinary(float scale) {
 }
 
 // A work-group of GROUP_SIZE dequantises TILE_SIZE elements. NUM_PER_TH is how many a lane takes at once:
-//   4, 8  neighbours; blocksize is 2^shift >= NUM_PER_TH, pointers are aligned to what a lane moves;
+//   4, 8  neighbours; n is less than 2^34, blocksize is 2^shift >= NUM_PER_TH, pointers are aligned to what a lane moves;
 //   2     for CPU devices: a sub-group walks through a stretch of its own, 32 elements (one block) a step; blocksize is
 //         2^shift >= 32, A of 8-bit codes is aligned to two bytes, out to two elements;
 //   1     any blocksize (shift is -1 if it is no power of two), any pointer.
@@ -56,14 +56,16 @@ kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out
   // fits in 32 bits.
   const i64 tile = group_id() * TILE_SIZE;
   const auto base_of = [&](int t) {
-    return NUM_PER_TH == 2 ? tile + sub_group_id() * kStretch + t : tile + t * (GROUP_SIZE / SUBG_SIZE) + sub_group_id() * kSpan;
+    if constexpr (NUM_PER_TH == 2) return tile + sub_group_id() * kStretch + t;
+    return tile + t * (GROUP_SIZE / SUBG_SIZE) + uniform(local_id() / SUBG_SIZE) * kSpan;
   };
 
   // A step that lies inside the tensor.
   const auto whole = [&](i64 base) __attribute__((always_inline)) {
     if constexpr (NUM_PER_TH >= 4) {
-      const u32 within = static_cast<u32>(base & (blocksize - 1)) + lane * NUM_PER_TH;
-      const float scale = (absmax + (base >> shift))[within >> shift];
+      // Counted in what a lane takes, it fits in 32 bits: n is less than 2^34 here.
+      constexpr int kUnit = NUM_PER_TH == 8 ? 3 : 2;
+      const float scale = absmax[(static_cast<u32>(base >> kUnit) + lane) >> (shift - kUnit)];
       float x[NUM_PER_TH];
       if constexpr (kPacked) {
         const u32 word = reinterpret_cast<const word_of<NUM_PER_TH / 2>*>(A + (base >> 1))[lane];
@@ -99,12 +101,13 @@ kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out
   };
   // Any step, guarded, an element a lane; in uniform control flow, since lanes look up in one another.
   const auto guarded = [&](i64 base) __attribute__((always_inline)) {
+#pragma unroll 1  // rarely run: short code
     for (int s = 0; s < kSpan; s += SUBG_SIZE) {
       const i64 i = base + s + lane;
       const bool inside = i < n;
       const u32 c = !inside ? 0 : kPacked ? code_at(A, i) : A[i];
       const float v = value(c);
-      if (inside) out[i] = from_float<T>(v * absmax[shift >= 0 ? i >> shift : i / blocksize]);
+      if (inside) out[i] = from_float<T>(v * absmax[NUM_PER_TH > 1 || shift >= 0 ? i >> shift : i / blocksize]);
     }
   };
 
@@ -112,6 +115,7 @@ kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out
 #pragma unroll 4
     for (int t = 0; t < kStretch; t += kSpan) whole(base_of(t));
   } else {
+#pragma unroll 1
     for (int t = 0; t < kStretch; t += kSpan) {
       const i64 base = base_of(t);
       if (base < n) guarded(base);

@@ -104,6 +104,9 @@ BNB_INLINE T shuffle_xor(T value, u32 mask) {
 #endif
 }
 
+// A value that is the same in all lanes, told to the compiler.
+BNB_INLINE u32 uniform(u32 value) { return shuffle(value, 0); }
+
 // The sum over a sub-group, in every lane, added in a fixed order.
 template <int SUBG_SIZE>
 BNB_INLINE float sub_group_sum(float value) {

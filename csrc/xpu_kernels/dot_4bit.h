@@ -52,7 +52,8 @@ struct constant {
 };
 
 // NUM_PER_THREAD is the number of weights that a lane takes at once:
-//   8  for GPUs: K, lda and ldb multiples of 8 (ldb of 32 at blocksize 32), A aligned to 8 elements, B to 4 bytes;
+//   8  for GPUs: K, lda and ldb multiples of 8 (ldb of 32 at blocksize 32), N * ldb less than 2^34, A aligned to 8
+//      elements, B to 4 bytes;
 //   2  for CPU devices (SUBG_SIZE 16): K and ldb multiples of 32, A aligned to 2 elements; a step's 32 weights share a scale;
 //   1  anything.
 // `datatype` is a table of 16, or null for that of data_type. A's rows lie lda elements apart, B's ldb codes, out's ldc
@@ -64,9 +65,13 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
   constexpr int kRowsPerGroup = GROUP_SIZE / SUBG_SIZE * ROWS;
   const u32 lane = lane_id();
   const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
-  const i64 row_group = tiles_m == 1 ? group_id() : group_id() / tiles_m;
-  const i64 m = (group_id() - row_group * tiles_m) * TILE_M;
-  const i64 row = row_group * kRowsPerGroup + sub_group_id() * ROWS;
+  // The same in all lanes, and the compiler is told so: a division or a sub-group's id would otherwise spread a vector of
+  // 64-bit numbers over the whole kernel.
+  const u32 group = group_id();
+  const i64 row_group = tiles_m == 1 ? group : uniform(group / static_cast<u32>(tiles_m));
+  const i64 m = (group - row_group * tiles_m) * TILE_M;
+  const u32 sub_group = NUM_PER_THREAD == 2 ? sub_group_id() : uniform(local_id() / SUBG_SIZE);
+  const i64 row = row_group * kRowsPerGroup + sub_group * ROWS;
   if (row >= N) return;
 
   // Past the last row, of A or of B, the last row again: read, and not written.
@@ -80,21 +85,34 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
 
   if constexpr (NUM_PER_THREAD == 8) {
     static_assert(8 * STEPS <= 32, "each lane holds one scale of a chunk");
-    const i64 last_block = (N * ldb - 1) >> shift;
-    const u32 in_block = (1u << shift) - 1;
+    // Codes are counted in words of eight, in 32 bits (N * ldb is less than 2^34). Blocks longer than a chunk are taken as several, so that which lane
+    // holds the scale of a lane's word is the same for every chunk.
+    constexpr u32 kChunk = SUBG_SIZE * STEPS;
+    static_assert((kChunk & (kChunk - 1)) == 0);
+    const u32 shift8 = shift - 3;
+    const u32 part = (1u << shift8) < kChunk ? shift8 : __builtin_ctz(kChunk);
+    const u32 last_block = static_cast<u32>((N * ldb - 1) >> 3) >> shift8;
+    const u32* words[ROWS];
+    u32 start8[ROWS], holder[STEPS][ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      start8[r] = static_cast<u32>(start[r] >> 3);
+      words[r] = reinterpret_cast<const u32*>(B) + start8[r];
+#pragma unroll
+      for (int s = 0; s < STEPS; s++) holder[s][r] = ((start8[r] & ((1u << part) - 1)) + s * SUBG_SIZE + lane) >> part;
+    }
     const auto chunk = [&](i64 k, auto guarded) __attribute__((always_inline)) {
       float scale[ROWS];
       u32 word[STEPS][ROWS];
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
         // The chunk of a row touches at most SUBG_SIZE blocks: each lane fetches one scale for all.
-        const i64 first = (start[r] + k) >> shift;
-        const u32 left = static_cast<u32>(last_block - first < SUBG_SIZE ? last_block - first : SUBG_SIZE);
-        scale[r] = statistics.scale(first + (lane < left ? lane : left));
+        const u32 block = (((start8[r] + static_cast<u32>(k >> 3)) >> part) + lane) >> (shift8 - part);
+        scale[r] = statistics.scale(block < last_block ? block : last_block);
 #pragma unroll
         for (int s = 0; s < STEPS; s++) {
           const i64 at = k + s * kSpan;
-          word[s][r] = !guarded || at + lane * 8 < K ? reinterpret_cast<const u32*>(B + ((start[r] + at) >> 1))[lane] : 0;
+          word[s][r] = !guarded || at + lane * 8 < K ? (words[r] + (at >> 3))[lane] : 0;
         }
       }
 #pragma unroll
@@ -119,8 +137,7 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
 #pragma unroll
             for (int i = 0; i < TILE_M; i++) partial[i] += w * x[i][j];
           }
-          const u32 within = static_cast<u32>(start[r] + k) & in_block;
-          const float block_scale = shuffle(scale[r], (within + s * kSpan + lane * 8) >> shift);
+          const float block_scale = shuffle(scale[r], holder[s][r]);
 #pragma unroll
           for (int i = 0; i < TILE_M; i++) sum[r][i] += inside ? partial[i] * block_scale : 0.0f;
         }

@@ -3,8 +3,6 @@
 // A lane owns ROWS rows of B and TILE_M rows of A: it looks a weight up once (among the lanes, one shuffle) and multiplies
 // it with TILE_M activations, which all lanes share: one load for a whole sub-group, if the activations lie together.
 // They do in X, A widened to fp32 and transposed (kWidenTransposed). A block's scale is applied to its partial sums.
-// SPLIT_K sub-groups of a work-group share the rows and take every SPLIT_K-th step of 32 along k; their sums meet in
-// local memory, in a fixed order.
 #include "dot_4bit.h"
 
 namespace bnb {
@@ -19,21 +17,19 @@ kWidenTransposed(const T* A, float* X, i64 M, i64 K, i64 lda, i64 padded_m) {
   X[at] = m < M ? to_float(A[m * lda + k]) : 0.0f;
 }
 
-// K and ldb are multiples of 32, B is aligned to 16 bytes where SPLIT_K > 1 (else to 4); padded_m is tiles_m * TILE_M.
-// A work-group has ROW_GROUPS * SPLIT_K sub-groups. The other arguments are those of dot_4bit.
-template <class T, int SUBG_SIZE, int SPLIT_K, int ROW_GROUPS, int ROWS, int TILE_M>
-BNB_KERNEL(SUBG_SIZE* SPLIT_K* ROW_GROUPS, SUBG_SIZE)
+// For CPU devices. K and ldb are multiples of 32, B is aligned to 4 bytes, X to TILE_M floats; padded_m is
+// tiles_m * TILE_M. A work-group has ROW_GROUPS sub-groups. The other arguments are those of dot_4bit.
+template <class T, int SUBG_SIZE, int ROW_GROUPS, int ROWS, int TILE_M>
+BNB_KERNEL(SUBG_SIZE* ROW_GROUPS, SUBG_SIZE)
 kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const float* absmax, const u8* absmax_8bit,
                      const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
                      i32 data_type, T* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
-  constexpr int kStep = 32;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const u32 lane = lane_id();
   const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
   const i64 row_group = tiles_m == 1 ? group_id() : group_id() / tiles_m;
   const i64 m0 = (group_id() - row_group * tiles_m) * TILE_M;
-  const int slice = sub_group_id() % SPLIT_K;
-  const i64 row0 = (row_group * ROW_GROUPS + sub_group_id() / SPLIT_K) * (SUBG_SIZE * ROWS);
+  const i64 row0 = (row_group * ROW_GROUPS + sub_group_id()) * (SUBG_SIZE * ROWS);
 
   float sum[ROWS][TILE_M] = {};
   i64 start[ROWS];  // past the last row, the last row again: read, and not written
@@ -42,19 +38,13 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
     const i64 row = row0 + r * SUBG_SIZE + lane;
     start[r] = (row < N ? row : N - 1) * ldb;
   }
-  for (i64 k = slice * kStep; k < K; k += kStep * SPLIT_K) {
+  for (i64 k = 0; k < K; k += 32) {  // 32 codes of a row lie in one block
     float partial[ROWS][TILE_M] = {};
-    pack<u32, 4> words[ROWS];
+    u32 words[ROWS][4];
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      const u8* const at = B + ((start[r] + k) >> 1);
-      if constexpr (SPLIT_K > 1) {
-        words[r] = *reinterpret_cast<const pack<u32, 4>*>(at);
-      } else {
+    for (int r = 0; r < ROWS; r++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) words[r].v[i] = reinterpret_cast<const u32*>(at)[i];
-      }
-    }
+      for (int i = 0; i < 4; i++) words[r][i] = reinterpret_cast<const u32*>(B + ((start[r] + k) >> 1))[i];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
 #pragma unroll
@@ -62,7 +52,7 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
         const auto x = *reinterpret_cast<const pack<float, TILE_M>*>(X + (k + i * 8 + j) * padded_m + m0);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-          const float w = shuffle(in_lane, code_of(words[r].v[i], j));
+          const float w = shuffle(in_lane, code_of(words[r][i], j));
 #pragma unroll
           for (int m = 0; m < TILE_M; m++) partial[r][m] += w * x.v[m];
         }
@@ -76,34 +66,14 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
     }
   }
 
-  if constexpr (SPLIT_K > 1) {
-    constexpr int kSums = ROWS * TILE_M * SUBG_SIZE;
-    static local_memory<float[ROW_GROUPS * SPLIT_K * kSums]> shared;
-    float* const mine = shared.data + sub_group_id() * kSums + lane;
 #pragma unroll
-    for (int r = 0; r < ROWS; r++)
+  for (int r = 0; r < ROWS; r++) {
+    const i64 row = row0 + r * SUBG_SIZE + lane;
+    if (row < N) {
+      const float add = bias ? to_float(bias[row]) : 0.0f;
 #pragma unroll
-      for (int m = 0; m < TILE_M; m++) mine[(r * TILE_M + m) * SUBG_SIZE] = sum[r][m];
-    barrier();
-    // Each slice adds up its share of the (r, m), over all slices.
-    const float* const first = shared.data + (sub_group_id() / SPLIT_K) * SPLIT_K * kSums + lane;
-    for (int rm = slice; rm < ROWS * TILE_M; rm += SPLIT_K) {
-      float total = 0;
-#pragma unroll
-      for (int s = 0; s < SPLIT_K; s++) total += first[s * kSums + rm * SUBG_SIZE];
-      const i64 row = row0 + rm / TILE_M * SUBG_SIZE + lane, m = m0 + rm % TILE_M;
-      if (row < N && m < M) out[m * ldc + row] = from_float<T>(bias ? total + to_float(bias[row]) : total);
-    }
-  } else {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      const i64 row = row0 + r * SUBG_SIZE + lane;
-      if (row < N) {
-        const float add = bias ? to_float(bias[row]) : 0.0f;
-#pragma unroll
-        for (int m = 0; m < TILE_M; m++)
-          if (m0 + m < M) out[(m0 + m) * ldc + row] = from_float<T>(sum[r][m] + add);
-      }
+      for (int m = 0; m < TILE_M; m++)
+        if (m0 + m < M) out[(m0 + m) * ldc + row] = from_float<T>(sum[r][m] + add);
     }
   }
 }

@@ -13,7 +13,8 @@ constexpr Shape shape_of(Kind kind, size_t element_size, bool packed, bool vecto
   if (!vectorised) return {kind == Kind::cpu ? 4096 : 1024, 1, 256};
   if (kind == Kind::cpu) return packed && element_size == 4 ? Shape{8192, 8, 256} : Shape{16384, 2, 64};
   const int num_per_th = element_size == 2 ? 8 : 4;  // 16 bytes a lane out
-  return {256 * num_per_th, num_per_th, 256};
+  // Four steps a sub-group on Intel GPUs, for what a thread costs at its start; one was best with sub-groups of 32.
+  return {256 * num_per_th * (kind == Kind::gpu16 ? 4 : 1), num_per_th, 256};
 }
 
 template <class T, int DATA_TYPE>
@@ -40,7 +41,7 @@ void dequantizeBlockwise(const float* code, const uint8_t* A, const float* absma
   const Shape wide = shape_of(kind, sizeof(T), packed, true);
   const int32_t shift = shift_of(blocksize);
   const int64_t least = wide.num_per_th == 2 ? 32 : wide.num_per_th;
-  const bool vectorised = shift >= 0 && blocksize >= least && aligned(A, packed ? wide.num_per_th / 2 : wide.num_per_th) &&
+  const bool vectorised = n < k32BitWords && shift >= 0 && blocksize >= least && aligned(A, packed ? wide.num_per_th / 2 : wide.num_per_th) &&
                           aligned(out, wide.num_per_th * sizeof(T));
   const Shape shape = shape_of(kind, sizeof(T), packed, vectorised);
   kernel<T, DATA_TYPE>(kind, vectorised)

@@ -9,14 +9,13 @@ constexpr int kTiles[] = {4, 8, 16};  // rows of A that a lane owns
 
 constexpr int tile_of(int64_t m) { return m <= 4 ? 0 : m <= 8 ? 1 : 2; }
 
+// Sub-groups of a work-group, and rows of B that a lane owns. For CPU devices: on GPUs the lanes along k measured faster
+// for as many rows as are worth a kernel here.
 struct TileShape {
-  int split_k, row_groups, rows;
-  int64_t rows_per_group(Kind kind) const { return int64_t{sub_group_size(kind)} * row_groups * rows; }
-  int64_t group(Kind kind) const { return int64_t{sub_group_size(kind)} * split_k * row_groups; }
+  int row_groups, rows;
+  int64_t group() const { return int64_t{sub_group_size(Kind::cpu)} * row_groups; }
 };
-
-// A CPU has few threads, and a barrier costs it its registers; a GPU needs the sub-groups that splitting K gives.
-constexpr TileShape tile_shape(Kind kind) { return kind == Kind::cpu ? TileShape{1, 4, 1} : TileShape{8, 1, 1}; }
+constexpr TileShape kTileShape{4, 1};
 
 constexpr int kWidenGroup = 256;
 
@@ -28,9 +27,10 @@ std::string family_of(const char* suffix) {
 template <class T>
 const Kernel& tile_kernel(Kind kind, int tile) {
   static const KernelTable table([](Kind k, int t) {
-    const TileShape s = tile_shape(k);
-    return KernelName{family_of<T>(""), instantiation("bnb::kgemm_4bit_inference", type_name<T>, sub_group_size(k), s.split_k,
-                                                      s.row_groups, s.rows, kTiles[t])};
+    const TileShape s = kTileShape;
+    if (k != Kind::cpu) return KernelName{};
+    return KernelName{family_of<T>(""), instantiation("bnb::kgemm_4bit_inference", type_name<T>, sub_group_size(k), s.row_groups,
+                                                      s.rows, kTiles[t])};
   }, "gemm_4bit", std::size(kTiles));
   return table.at(kind, tile);
 }
@@ -38,6 +38,7 @@ const Kernel& tile_kernel(Kind kind, int tile) {
 template <class T>
 const Kernel& widen_kernel(Kind kind) {
   static const KernelTable table([](Kind k, int) {
+    if (k != Kind::cpu) return KernelName{};
     return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>, kWidenGroup, sub_group_size(k))};
   }, "gemm_4bit", 1);
   return table.at(kind, 0);
@@ -45,13 +46,13 @@ const Kernel& widen_kernel(Kind kind) {
 
 template <class T>
 bool fits_tiles(const Product<T>& p) {
-  return p.k % 32 == 0 && p.ldb % 32 == 0 && aligned(p.B, 16);
+  return p.k % 32 == 0 && p.ldb % 32 == 0 && aligned(p.B, 4);
 }
 
 // ---- lanes along K ---------------------------------------------------------------------------------------------------
 constexpr DotShape along_k_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 4};
-  if (kind == Kind::cpu) return {64, 2, 4, 1, 4};
+  if (kind == Kind::cpu) return {64, 2, 4, 1, 4};  // where scratch is missing
   return DotShape{128, 8, path == kFew ? 1 : 4, 2, 4};
 }
 
@@ -59,15 +60,12 @@ template <class T>
 const Kernel& along_k_kernel(Kind kind, Path path) {
   static const KernelTable table([](Kind k, int p) {
     const DotShape s = along_k_shape(k, Path(p));
-    return KernelName{family_of<T>(p == kAny ? "/any" : "/along_k"),
+    return KernelName{family_of<T>(p == kAny ? "/any" : k == Kind::cpu ? "/along_k" : ""),
                       instantiation("bnb::kgemm_4bit_inference_along_k", type_name<T>, s.group, s.num_per_thread,
                                     sub_group_size(k), s.rows, s.steps, s.tile_m)};
   }, "gemm_4bit", kPaths.size());
   return table.at(kind, path);
 }
-
-// Few rows on a GPU read B best with the lanes along k.
-bool prefers_along_k(Kind kind, int64_t m) { return kind != Kind::cpu && m <= 4; }
 
 }  // namespace
 
@@ -81,15 +79,15 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   const Product<T> p{m, n, k, A, B, nested, datatype, data_type, bias, out, lda, ldb, ldc, blocksize};
   if (m <= 0 || n <= 0) return;
   const Kind kind = device_of(*queue).kind;
-  if (!fits_tiles(p) || !scratch || prefers_along_k(kind, m)) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
+  if (kind != Kind::cpu || !scratch || !fits_tiles(p)) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
   const int32_t shift = block_shift(blocksize);
   const int tile = tile_of(m);
   const int64_t tiles_m = (m + kTiles[tile] - 1) / kTiles[tile], padded_m = tiles_m * kTiles[tile];
-  const TileShape shape = tile_shape(kind);
+  constexpr TileShape shape = kTileShape;
   widen_kernel<T>(kind).submit(*queue, (k * padded_m + kWidenGroup - 1) / kWidenGroup, kWidenGroup, A, scratch, m, k, lda,
                                padded_m);
-  const int64_t rows = shape.rows_per_group(kind);
-  tile_kernel<T>(kind, tile).submit(*queue, tiles_m * ((n + rows - 1) / rows), shape.group(kind), m, n, k,
+  const int64_t rows = shape.group() * shape.rows;
+  tile_kernel<T>(kind, tile).submit(*queue, tiles_m * ((n + rows - 1) / rows), shape.group(), m, n, k,
                                     static_cast<const float*>(scratch), B, nested.absmax, nested.absmax_8bit,
                                     nested.absmax_code, nested.absmax_offset, bias, datatype,
                                     static_cast<int32_t>(data_type), out, padded_m, ldb, ldc, tiles_m, shift);
@@ -105,9 +103,15 @@ static const bool registered = (register_kernels<half>(), register_kernels<bfloa
 
 }  // namespace bnb
 
-int64_t cgemm_4bit_scratch(int64_t m, int64_t k) {
+int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
+  if (m <= 0 || k <= 0 || bnb::device_of(*static_cast<sycl::queue*>(queue)).kind != bnb::Kind::cpu) return 0;
   const int tile = bnb::kTiles[bnb::tile_of(m)];
-  return m > 0 && k > 0 ? (m + tile - 1) / tile * tile * k * static_cast<int64_t>(sizeof(float)) : 0;
+  return (m + tile - 1) / tile * tile * k * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
+  // On a GPU the matrix units soon win, but for float32, whose sums are more exact in our order.
+  return dtype == BNB_FLOAT32 || bnb::device_of(*static_cast<sycl::queue*>(queue)).kind == bnb::Kind::cpu ? 64 : 16;
 }
 
 int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,

@@ -84,9 +84,13 @@ class KernelTable {
       auto& row = kernels_[static_cast<size_t>(kind)];
       for (size_t path = 0; path < paths; path++) {
         KernelName wanted = name_of(kind, static_cast<int>(path));
+        if (wanted.name.empty()) {  // a way that this kind does not go
+          row.push_back(nullptr);
+          continue;
+        }
         std::shared_ptr<const Kernel> kernel;
         for (const auto& other : row)
-          if (other->family == wanted.family && other->name == wanted.name) kernel = other;
+          if (other && other->family == wanted.family && other->name == wanted.name) kernel = other;
         if (!kernel) kernel = std::make_shared<const Kernel>(std::move(wanted.family), stem, kind, std::move(wanted.name));
         row.push_back(std::move(kernel));
       }
@@ -142,6 +146,9 @@ inline constexpr const char* short_name<float> = "float32";
 inline int32_t shift_of(int64_t blocksize) {
   return blocksize > 0 && (blocksize & (blocksize - 1)) == 0 ? __builtin_ctzll(blocksize) : -1;
 }
+
+// Kernels for GPUs count what a lane takes (4 or 8 elements) in 32 bits, up to so many elements.
+constexpr int64_t k32BitWords = int64_t{1} << 34;
 
 inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 

@@ -33,12 +33,15 @@ BNB_EXPORT int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, 
                                     int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
                                     void* queue, char* message, size_t message_size);
 
-// The same, with B read once for several rows of A. `scratch` is null, or cgemm_4bit_scratch(m, k) bytes on the device.
+// The same, with B read once for several rows of A. `scratch` is null, or memory of the device: as many bytes as
+// cgemm_4bit_scratch says, aligned to 64.
 BNB_EXPORT int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
                                     const BnbStatistics* statistics, const float* datatype, int data_type, void* out,
                                     int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
                                     void* scratch, void* queue, char* message, size_t message_size);
-BNB_EXPORT int64_t cgemm_4bit_scratch(int64_t m, int64_t k);
+BNB_EXPORT int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue);
+// Up to so many rows of A cgemm_4bit_inference is the way to go; for more, dequantise and multiply.
+BNB_EXPORT int64_t cgemm_4bit_max_rows(int dtype, void* queue);
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 // Called, with the runtime locked, when an operator needs a family of kernels that is not there yet. It must call
