@@ -1,8 +1,8 @@
 """What the benchmarks share: a device, upstream's operators and ours in turns, bandwidth in the same run, a table.
 
-Every benchmark times `torch.ops.bitsandbytes` as a user calls it. Ours and upstream's take turns within one process, the
-operands rotate so that they come from memory, and the figures are medians. Without an Intel GPU it runs on the virtual
-XPU, where only ratios and shares of bandwidth mean anything.
+Every benchmark times `torch.ops.bitsandbytes` as a user calls it. Ours and upstream's take turns within one process,
+the operands rotate so that they come from memory, and the figures are medians. Without an Intel GPU it runs on the
+virtual XPU, where only ratios and shares of bandwidth mean anything.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Report:
         for row in self.rows:
             table.add_row(
                 row.operator, row.case, f"{row.ours_ms:.3f}", f"{row.upstream_ms:.3f}" if row.upstream_ms else "-",
-                f"{row.ratio:.1f}" if row.ratio else "-", f"{row.share:.0%} of {row.of}" if row.share else "-", row.goal,
-                "" if row.met is None else "met" if row.met else "MISSED",
+                f"{row.ratio:.1f}" if row.ratio else "-", f"{row.share:.0%} of {row.of}" if row.share else "-",
+                row.goal, "" if row.met is None else "met" if row.met else "MISSED",
             )  # fmt: skip
         console.print(table)
 

@@ -30,6 +30,7 @@ BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out, i64 blocksize, i32 shift, i64 n) {
   constexpr bool kPacked = DATA_TYPE != General8bit;
   constexpr bool kLocalTable = !kPacked && NUM_PER_TH >= 4;  // a CPU's table is in its cache already
+  constexpr bool kForCpu = NUM_PER_TH == 2 || NUM_PER_TH * sizeof(T) == 32;  // a GPU's lanes move 16 bytes
   constexpr int kSpan = SUBG_SIZE * NUM_PER_TH;
   constexpr int kStretch = TILE_SIZE / (GROUP_SIZE / SUBG_SIZE);
   static_assert(NUM_PER_TH == 1 || NUM_PER_TH == 2 || NUM_PER_TH == 4 || NUM_PER_TH == 8);
@@ -57,7 +58,9 @@ kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out
   const i64 tile = group_id() * TILE_SIZE;
   const auto base_of = [&](int t) {
     if constexpr (NUM_PER_TH == 2) return tile + sub_group_id() * kStretch + t;
-    return tile + t * (GROUP_SIZE / SUBG_SIZE) + uniform(local_id() / SUBG_SIZE) * kSpan;
+    // A GPU's compiler has to be told that the number is the same in all lanes; a CPU's must not be, by a shuffle.
+    const u32 sub_group = kForCpu ? static_cast<u32>(sub_group_id()) : uniform(local_id() / SUBG_SIZE);
+    return tile + t * (GROUP_SIZE / SUBG_SIZE) + sub_group * kSpan;
   };
 
   // A step that lies inside the tensor.

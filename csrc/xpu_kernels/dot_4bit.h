@@ -65,12 +65,17 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
   constexpr int kRowsPerGroup = GROUP_SIZE / SUBG_SIZE * ROWS;
   const u32 lane = lane_id();
   const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
-  // The same in all lanes, and the compiler is told so: a division or a sub-group's id would otherwise spread a vector of
-  // 64-bit numbers over the whole kernel.
-  const u32 group = group_id();
-  const i64 row_group = tiles_m == 1 ? group : uniform(group / static_cast<u32>(tiles_m));
-  const i64 m = (group - row_group * tiles_m) * TILE_M;
-  const u32 sub_group = NUM_PER_THREAD == 2 ? sub_group_id() : uniform(local_id() / SUBG_SIZE);
+  // The same in all lanes. A GPU's compiler has to be told so: a division or a sub-group's id would otherwise spread a
+  // vector of 64-bit numbers over the whole kernel. A CPU's finds out, unless it is told by a shuffle.
+  i64 row_group = group_id(), sub_group = sub_group_id();
+  if constexpr (NUM_PER_THREAD == 2) {
+    if (tiles_m != 1) row_group /= tiles_m;
+  } else {
+    const u32 group = group_id();
+    if (tiles_m != 1) row_group = uniform(group / static_cast<u32>(tiles_m));
+    sub_group = uniform(local_id() / SUBG_SIZE);
+  }
+  const i64 m = (group_id() - row_group * tiles_m) * TILE_M;
   const i64 row = row_group * kRowsPerGroup + sub_group * ROWS;
   if (row >= N) return;
 
