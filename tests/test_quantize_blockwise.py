@@ -1,10 +1,12 @@
 """quantize_4bit and quantize_blockwise: codes and absmax bit for bit the reference, which decides as CUDA does."""
 
+import pathlib
+
 import pytest
 import torch
 from bitsandbytes.functional import create_dynamic_map, create_fp8_map, create_linear_map
 
-from bitsandbytes_intel import reference
+from bitsandbytes_intel import reference, runtime
 from helpers import (
     BLOCKSIZES,
     FLOATS,
@@ -312,3 +314,15 @@ def test_8bit_errors(wrong, device, capfd):
 
 def test_a_table_on_another_device(device, capfd):
     check_error(lambda: ops.quantize_blockwise(torch.zeros(9, device=device), torch.zeros(256), 64), "code", "cpu", capfd)
+
+
+@pytest.mark.parametrize("kind", runtime.KINDS)
+def test_every_kernel_stays_within_its_operands(kind, python):
+    """The kernels for GPUs too, compiled for the CPU device; operands lie between forbidden pages."""
+    sweep = pathlib.Path(__file__).with_name("quantize_bounds_sweep.py")
+    code = f"import runpy, sys; sys.path.insert(0, {str(sweep.parent)!r}); sys.argv = ['', {kind!r}, '2'];"
+    code += f"runpy.run_path({str(sweep)!r}, run_name='__main__')"
+    done = python(code, check=False, timeout=600, BNB_INTEL_AUTOLOAD="0", BNB_INTEL_VIRTUAL_XPU=None)
+    last = "\n".join(done.stderr.splitlines()[-40:])
+    assert done.returncode == 0, f"exit status {done.returncode} after:\n{last}"
+    assert "touched no byte outside" in done.stdout
