@@ -142,6 +142,21 @@ def test_4bit_of_zero_and_nan():
     assert not fp4.flatten()[32:].any()
 
 
+@pytest.mark.parametrize("value", [INF, -INF])
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+def test_infinity_is_a_maximum(dtype, value, device):
+    """Its reciprocal is zero: numbers become the code of zero, and infinity times zero is NaN."""
+    A = random(5000, dtype=dtype)
+    A[[3, 700, 4999]] = value
+    for blocksize in (64, 1024):
+        for quant_type in QUANT_TYPES:
+            check_4bit(A, blocksize, quant_type)
+        check_8bit(A, TABLES["dynamic"], blocksize)
+    packed, absmax = ops.quantize_4bit(A.to(device), 64, "nf4", torch.uint8)
+    assert absmax[0] == INF
+    assert packed.flatten()[:3].tolist() == [0x77, 0x70, 0x77]
+
+
 @pytest.mark.parametrize("offset", range(1, 9))
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 def test_4bit_of_any_alignment(dtype, offset, device):

@@ -76,9 +76,12 @@ BNB_INLINE float node_of_8bit(const float* code, u32 i) {
   return rank % 2 && !(middle > code[rank]) ? next_up(code[rank]) : middle;
 }
 BNB_INLINE u32 code_in_tree(const float* tree, float x) {
-  u32 i = x >= tree[1] ? 3 : 2;
+  // The first two levels read what is the same for all elements, and stays in registers.
+  const float low = tree[2], high = tree[3];
+  const bool upper = x >= tree[1];
+  u32 i = (upper ? 6 : 4) + (x >= (upper ? high : low));
 #pragma unroll
-  for (int depth = 1; depth < 7; depth++) i = 2 * i + (x >= tree[i]);
+  for (int depth = 2; depth < 7; depth++) i = 2 * i + (x >= tree[i]);
   return (2 * i + (x > tree[i])) & 255;
 }
 
@@ -165,8 +168,8 @@ BNB_INLINE void load2(const float* p, u32 lane, float& x0, float& x1) {
 //      TILE_SIZE. What a sub-group holds of a block is reduced by shuffles, what a work-group holds in local memory.
 //   2  for CPU devices (SUBG_SIZE 16): a sub-group walks through a stretch of its own, block by block; blocksize is
 //      2^shift, from 32 to the stretch.
-//   1  any blocksize, 8-bit types alone. A work-group takes `blocks` blocks: as many as it has lanes, as it has
-//      sub-groups, or one, and that many lanes share a block.
+//   1  any blocksize, 8-bit types alone. `shift` is how many lanes share a block: 1, SUBG_SIZE, or GROUP_SIZE if
+//      TILE_SIZE is greater than 1; a work-group takes GROUP_SIZE / shift blocks, whatever their size.
 // `vectorised` says that A and out are aligned to what a lane moves. `code` is read for General8bit alone.
 template <class T, int TILE_SIZE, int NUM_PER_TH, int DATA_TYPE, int GROUP_SIZE, int SUBG_SIZE>
 BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
@@ -267,15 +270,15 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
             if (tile + at + v < n) to[(at + v) >> 1] = static_cast<u8>(word >> 4 * v);
         }
       } else {
-        pack<u8, 8> codes;
-        if (increasing) {
-#pragma unroll
-          for (int v = 0; v < 8; v++) codes.v[v] = static_cast<u8>(code_in_tree(tree.data, to_float(raw[s].v[v]) * scale));
-        } else {
-#pragma unroll
-          for (int v = 0; v < 8; v++) codes.v[v] = static_cast<u8>(plain_8bit(to_float(raw[s].v[v]) * scale));
-        }
         u8* const to = out + tile;
+        if (!increasing) {  // rare: from memory again, and not in as many copies as there are elements
+#pragma unroll 1
+          for (u32 i = at; i < at + 8 && tile + i < n; i++) to[i] = static_cast<u8>(plain_8bit(to_float(from[i]) * scale));
+          continue;
+        }
+        pack<u8, 8> codes;
+#pragma unroll
+        for (int v = 0; v < 8; v++) codes.v[v] = static_cast<u8>(code_in_tree(tree.data, to_float(raw[s].v[v]) * scale));
         if (whole) {
           *reinterpret_cast<pack<u8, 8>*>(to + at) = codes;
         } else {
@@ -295,37 +298,55 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
           x, [&](u32 i) __attribute__((always_inline)) { return shuffle(in_lane, (i + 1) / 16); },
           [&](u32 i) __attribute__((always_inline)) { return code[i]; });
     };
-    for (i64 block = begin; block < begin + kStretch && block < n; block += blocksize) {
-      const T* const from = A + block;
-      u8* const to = out + (kPacked ? block >> 1 : block);
-      float m0 = 0.0f, m1 = 0.0f;
-      if (vectorised && block + blocksize <= n) {
-        const u32 size = static_cast<u32>(blocksize);
-#pragma unroll 4
-        for (u32 t = 0; t < size; t += 32) {
-          m0 = larger(__builtin_fabsf(to_float((from + t)[lane])), m0);
-          m1 = larger(__builtin_fabsf(to_float((from + t + 16)[lane])), m1);
-        }
-        m0 = lanes_max<16>(larger(m0, m1), 16);
-        const float scale = reciprocal<kPacked>(m0);
+    // The codes of a whole block.
+    const u32 size = static_cast<u32>(blocksize);
+    const auto code_block = [&](const T* from, u8* to, float scale) __attribute__((always_inline)) {
 #pragma unroll 2
-        for (u32 t = 0; t < size; t += 32) {
-          if constexpr (kPacked) {
-            float x0, x1;
-            load2(from + t, lane, x0, x1);
-            (to + (t >> 1))[lane] = static_cast<u8>(code_of_4bit<DATA_TYPE>(in_lane, x0 * scale) << 4 |
-                                                    code_of_4bit<DATA_TYPE>(in_lane, x1 * scale));
-          } else {
-            (to + t)[lane] = static_cast<u8>(walked_8bit(to_float((from + t)[lane]) * scale));
-            (to + t + 16)[lane] = static_cast<u8>(walked_8bit(to_float((from + t + 16)[lane]) * scale));
-          }
+      for (u32 t = 0; t < size; t += 32) {
+        if constexpr (kPacked) {
+          float x0, x1;
+          load2(from + t, lane, x0, x1);
+          (to + (t >> 1))[lane] = static_cast<u8>(code_of_4bit<DATA_TYPE>(in_lane, x0 * scale) << 4 |
+                                                  code_of_4bit<DATA_TYPE>(in_lane, x1 * scale));
+        } else {
+          (to + t)[lane] = static_cast<u8>(walked_8bit(to_float((from + t)[lane]) * scale));
+          (to + t + 16)[lane] = static_cast<u8>(walked_8bit(to_float((from + t + 16)[lane]) * scale));
         }
-      } else {
+      }
+    };
+    // Up to 16 blocks at once, so that a lane's reciprocal is of a block of its own.
+    const u32 most = kStretch >> shift, batch = most < 16 ? most : 16;
+    for (i64 start = begin; start < begin + kStretch && start < n; start += static_cast<i64>(batch) << shift) {
+      if (vectorised && start + (static_cast<i64>(batch) << shift) <= n) {
+        float mine = 0.0f;
+        for (u32 b = 0; b < batch; b++) {
+          const T* const from = A + start + (b << shift);
+          float m0 = 0.0f, m1 = 0.0f;
+#pragma unroll 4
+          for (u32 t = 0; t < size; t += 32) {
+            m0 = larger(__builtin_fabsf(to_float((from + t)[lane])), m0);
+            m1 = larger(__builtin_fabsf(to_float((from + t + 16)[lane])), m1);
+          }
+          m0 = lanes_max<16>(larger(m0, m1), 16);
+          mine = lane == b ? m0 : mine;
+        }
+        const float scales = reciprocal<kPacked>(mine);
+        if (lane < batch) (absmax + (start >> shift))[lane] = mine;
+        for (u32 b = 0; b < batch; b++) {
+          const i64 block = start + (b << shift);
+          code_block(A + block, out + (kPacked ? block >> 1 : block), shuffle(scales, b));
+        }
+        continue;
+      }
+      for (i64 block = start; block < start + (static_cast<i64>(batch) << shift) && block < n; block += blocksize) {
+        const T* const from = A + block;
+        u8* const to = out + (kPacked ? block >> 1 : block);
         const u32 inside = static_cast<u32>(n - block < blocksize ? n - block : blocksize);
+        float m = 0.0f;
         for (u32 t = 0; t < inside; t += 16)
-          if (t + lane < inside) m0 = larger(__builtin_fabsf(to_float(from[t + lane])), m0);
-        m0 = lanes_max<16>(m0, 16);
-        const float scale = reciprocal<kPacked>(m0);
+          if (t + lane < inside) m = larger(__builtin_fabsf(to_float(from[t + lane])), m);
+        m = lanes_max<16>(m, 16);
+        const float scale = reciprocal<kPacked>(m);
         if constexpr (kPacked) {
           for (u32 t = 0; t < inside; t += 32) {
             const u32 i = t + 2 * lane;
@@ -340,15 +361,15 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
             if (i < inside) to[i] = static_cast<u8>(c);
           }
         }
+        if (lane == 0) absmax[block >> shift] = m;
       }
-      if (lane == 0) absmax[block >> shift] = m0;
     }
 
   } else {
-    constexpr bool kLocal = TILE_SIZE > 1;  // whether a work-group may share a block
+    constexpr bool kLocal = TILE_SIZE > 1;
     static local_memory<float[kLocal ? kSubGroups : 1]> maxima;
     const i64 blocks = n / blocksize + (n % blocksize != 0);
-    const i32 team = shift;  // lanes that share a block: 1, SUBG_SIZE or GROUP_SIZE
+    const i32 team = shift;
     const i64 block = team == 1           ? group_id() * GROUP_SIZE + sub_group_id() * SUBG_SIZE + lane
                       : team == SUBG_SIZE ? group_id() * kSubGroups + sub_group_id()
                                           : group_id();
