@@ -12,11 +12,11 @@ import faulthandler
 import itertools
 import sys
 
-import torch
-
 import guarded
-from bitsandbytes_intel import reference, runtime
+import torch
 from helpers import FLOATS, exactly_equal, generator, short
+
+from bitsandbytes_intel import reference, runtime
 
 SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 511, 513, 1000, 2047, 2048, 2049,
          4095, 4096, 4097, 8184, 8191, 8192, 8193, 12289, 16384, 16385, 20000, 24591)  # fmt: skip
@@ -39,7 +39,8 @@ def sweep(kernels: guarded.Kernels, rounds: int) -> int:
         packed = data_type != "general8bit"
         for n in SIZES * rounds:
             blocksize, place = next(turns)
-            print("quantize_blockwise", data_type, short(dtype), f"{n=} {blocksize=}", place, file=sys.stderr, flush=True)
+            what = f"quantize_blockwise {data_type} {short(dtype)} {n=} {blocksize=} {place}"
+            print(what, file=sys.stderr, flush=True)
             g = generator(n)
             A = torch.randn(n, generator=g).to(dtype)
             code = None if packed else torch.linspace(-1, 1, 256)

@@ -5,8 +5,6 @@ import pathlib
 import pytest
 import torch
 from bitsandbytes.functional import create_dynamic_map, create_fp8_map, create_linear_map
-
-from bitsandbytes_intel import reference, runtime
 from helpers import (
     BLOCKSIZES,
     FLOATS,
@@ -21,6 +19,8 @@ from helpers import (
     short,
     strided,
 )
+
+from bitsandbytes_intel import reference, runtime
 
 # Around the edges of a byte, a lane's share, a sub-group's, a block, a tile.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4096, 4097, 8191, 8193, 16385, 20001)
@@ -120,12 +120,13 @@ def test_4bit_of_special_values(blocksize, dtype, quant_type, device):
 def test_4bit_rounds_the_reciprocal_as_cuda_does(quant_type, device):
     """Elements at the very bounds between codes, of blocks of every exponent and many mantissas."""
     g = generator(11)
-    bits = torch.cat([torch.randint(1, 0x7F800000, (4000,), generator=g), torch.randint(1, 1 << 23, (500,), generator=g),
-                      torch.randint(0x7E000000, 0x7F800000, (500,), generator=g), torch.arange(1 << 23, 0x7F800000, 1 << 23),
-                      torch.arange(0x1FFFF0, 0x200010)])  # fmt: skip
+    ranges = ((1, 0x7F800000, 4000), (1, 1 << 23, 500), (0x7E000000, 0x7F800000, 500))
+    bits = [torch.randint(low, high, (count,), generator=g) for low, high, count in ranges]
+    bits = torch.cat([*bits, torch.arange(1 << 23, 0x7F800000, 1 << 23), torch.arange(0x1FFFF0, 0x200010)])
     absmax = bits.int().view(torch.float32).unsqueeze(1)
     nf4 = reference.codebook("nf4")
-    bounds = torch.cat([(nf4[1:] + nf4[:-1]) / 2, torch.tensor(reference._FP4_BOUNDS), -torch.tensor(reference._FP4_BOUNDS)])
+    fp4 = torch.tensor(reference._FP4_BOUNDS)
+    bounds = torch.cat([(nf4[1:] + nf4[:-1]) / 2, fp4, -fp4])
     rows = torch.cat([absmax, absmax * bounds, torch.zeros(len(bits), 64 - 1 - bounds.numel())], dim=1)
     check_4bit(rows.reshape(-1), 64, quant_type)
 
@@ -171,7 +172,9 @@ def test_4bit_into_any_storage(n, storage, device):
     check_4bit(random(n, seed=n), 64, "fp4", storage)
 
 
-@pytest.mark.parametrize(("n", "storage"), [(1, torch.float16), (4, torch.float32), (4102, torch.bfloat16), (4098, torch.float32)])
+@pytest.mark.parametrize(
+    ("n", "storage"), [(1, torch.float16), (4, torch.float32), (4102, torch.bfloat16), (4098, torch.float32)]
+)
 def test_4bit_that_does_not_fill_its_storage(n, storage, device, capfd):
     """Upstream's shape would leave the last codes no place, and CUDA would write behind the result."""
     A = torch.randn(n, device=device)
@@ -208,7 +211,7 @@ def test_8bit_of_any_size(n, dtype, device):
 
 @pytest.mark.parametrize("n", [1, 20005])
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
-@pytest.mark.parametrize("blocksize", (*BLOCKSIZES, *ODD_BLOCKSIZES))
+@pytest.mark.parametrize("blocksize", [*BLOCKSIZES, *ODD_BLOCKSIZES])
 def test_8bit_of_any_blocksize(blocksize, dtype, n, device):
     check_8bit(random(n, dtype=dtype, seed=n), TABLES["dynamic"], blocksize)
 
@@ -328,7 +331,8 @@ def test_8bit_errors(wrong, device, capfd):
 
 
 def test_a_table_on_another_device(device, capfd):
-    check_error(lambda: ops.quantize_blockwise(torch.zeros(9, device=device), torch.zeros(256), 64), "code", "cpu", capfd)
+    A, code = torch.zeros(9, device=device), torch.zeros(256)
+    check_error(lambda: ops.quantize_blockwise(A, code, 64), "code", "cpu", capfd)
 
 
 @pytest.mark.parametrize("kind", runtime.KINDS)
