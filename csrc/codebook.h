@@ -30,4 +30,7 @@ constexpr float kFP4[16] = {
     -0.0f, -0.005208333333f, -0.66666667f, -1.0f, -0.33333333f, -0.5f, -0.16666667f, -0.25f,
 };
 
+// Where FP4 goes from one magnitude to the next, in increasing order: the bounds of bitsandbytes' CUDA kernels.
+constexpr float kFP4Bounds[7] = {0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f, 0.4166667f, 0.583333f, 0.8333333f};
+
 }  // namespace bnb

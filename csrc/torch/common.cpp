@@ -208,6 +208,7 @@ BNB_EXPORT int bnb_torch_use_xpu_library(const char* path, char* message, size_t
     take(bnb::xpu_backend.gemm_4bit_inference, "cgemm_4bit_inference");
     take(bnb::xpu_backend.gemm_4bit_scratch, "cgemm_4bit_scratch");
     take(bnb::xpu_backend.gemm_4bit_max_rows, "cgemm_4bit_max_rows");
+    take(bnb::xpu_backend.quantize_blockwise, "cquantize_blockwise");
     take(bnb::xpu_backend.dequantize_blockwise, "cdequantize_blockwise");
   });
 }

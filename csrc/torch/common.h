@@ -74,6 +74,7 @@ Tensor aten(const char* name, const char* overload, const Args&... args) {
 // The kernel library of a device type. Every function returns a status and writes a message, see xpu_ops.h.
 struct Backend {
   decltype(&cdequantize_blockwise) dequantize_blockwise;
+  decltype(&cquantize_blockwise) quantize_blockwise;
   decltype(&cgemv_4bit_inference) gemv_4bit_inference;
   decltype(&cgemm_4bit_inference) gemm_4bit_inference;
   decltype(&cgemm_4bit_scratch) gemm_4bit_scratch;

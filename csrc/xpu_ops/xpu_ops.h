@@ -27,6 +27,13 @@ BNB_EXPORT int cdequantize_blockwise(int dtype, int data_type, const float* code
                                      const float* absmax, void* out, int64_t blocksize, int64_t n, void* queue,
                                      char* message, size_t message_size);
 
+// absmax[b] = the largest magnitude of block b, out = the codes of A[i] / absmax[i / blocksize] for i < n, in
+// ceil(n / 2) bytes for 4-bit types; `code` (256 entries) is read for BNB_GENERAL8BIT alone. blocksize is any positive
+// number, for 4-bit types a power of two from 32 to 4096.
+BNB_EXPORT int cquantize_blockwise(int dtype, int data_type, const float* code, const void* A, float* absmax,
+                                   uint8_t* out, int64_t blocksize, int64_t n, void* queue, char* message,
+                                   size_t message_size);
+
 // out[m, n] = A[m, k] B[n, k]^T (+ bias[n]). `datatype` is a table of 16 on the device, or null for that of data_type.
 BNB_EXPORT int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
                                     const BnbStatistics* statistics, const float* datatype, int data_type, void* out,

@@ -26,6 +26,8 @@ OPERATORS = (
     Operator("dequantize_4bit.out", ("xpu",), "SYCL"),
     Operator("dequantize_blockwise", ("xpu",), "SYCL"),
     Operator("dequantize_blockwise.out", ("xpu",), "SYCL"),
+    Operator("quantize_4bit", ("xpu",), "SYCL"),
+    Operator("quantize_blockwise", ("xpu",), "SYCL"),
     Operator("gemv_4bit", ("xpu",), "SYCL"),
     Operator("gemv_4bit.out", ("xpu",), "SYCL"),
     Operator("gemm_4bit", ("xpu",), "SYCL"),

@@ -494,7 +494,7 @@ def _fast_reciprocal(x: Tensor) -> Tensor:
     exact = 1.0 / x.double()
     exponent = torch.frexp(exact).exponent
     ulp = torch.ldexp(torch.full_like(exact, 2.0**-24), exponent)
-    return torch.where(exact.isfinite(), exact + ulp / 4, exact).float()
+    return torch.where(exact.isfinite() & (exact > 0), exact + ulp / 4, exact).float()
 
 
 def _mm_dequant(A: Tensor, row_stats: Tensor, col_stats: Tensor, bias: Tensor | None) -> Tensor:
