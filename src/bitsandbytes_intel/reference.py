@@ -9,9 +9,9 @@ Matrix products take the weights unrounded, sum in fp64, and round once to the w
 :func:`product_tolerance` for how far a kernel that sums in fp32 may be from that. Quantisation takes the same decisions
 as bitsandbytes' CUDA kernels: ties, blocks of zeros and NaN included.
 
-Formats. Packed 4-bit codes: two to a byte, the first in the high half, flat over the tensor, in any storage dtype whose
-bytes are those. ``absmax``: fp32, one for each block of ``blocksize`` elements of the flat tensor; the last block may be
-shorter, and blocks straddle rows. All indices are of the tensors' logical order, whatever their strides.
+Formats. Packed 4-bit codes: two to a byte, the first in the high half, flat over the tensor, in any storage dtype
+whose bytes are those. ``absmax``: fp32, one for each block of ``blocksize`` elements of the flat tensor; the last
+block may be shorter, and blocks straddle rows. All indices are of the tensors' logical order, whatever their strides.
 
 Source of the semantics: bitsandbytes 0.50, ``_ops.py`` and the CUDA backend, and what its CUDA kernels return.
 """
@@ -231,7 +231,8 @@ def quantize_4bit(
     _check_blocksize_4bit(blocksize)
     _check_one_of("A's dtype", A.dtype, FLOATS)
     _check_one_of("quant_storage", quant_storage, STORAGES)
-    scaled, absmax = _scaled_blocks(A, blocksize)
+    blocks, absmax = _blocks(A, blocksize)
+    scaled = (blocks * _fast_reciprocal(absmax).unsqueeze(1)).reshape(-1)
     n = A.numel()
     if quant_type == "nf4":
         table = _codebook("nf4").double()
@@ -265,8 +266,8 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
     _check_one_of("A's dtype", A.dtype, FLOATS)
     if blocksize <= 0:
         raise ValueError(f"blocksize must be positive, got {blocksize}")
-    scaled, absmax = _scaled_blocks(A, blocksize)
-    x = scaled[: A.numel()]
+    blocks, absmax = _blocks(A, blocksize)
+    x = (blocks * (1.0 / absmax).unsqueeze(1)).reshape(-1)[: A.numel()]
     table = _cpu(code).reshape(-1).float()
     pivot = torch.full(x.shape, 127)
     below, above = torch.zeros_like(pivot), torch.full_like(pivot, 255)
@@ -284,10 +285,12 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
 def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rows scaled by ``127 / absmax`` and rounded, halves to even.
 
+    NaN counts for nothing and becomes 0, and so does a row whose absmax is 0, infinite, or too small for its reciprocal.
+
     Args:
         A: ``[..., K]``: float16, bfloat16 or float32.
-        threshold: Magnitudes from here on are outliers, which count for nothing and become 0; 0 for none. With more
-            than one row, the whole column of an outlier becomes 0.
+        threshold: Magnitudes from here on, rounded to A's dtype, are outliers, which count for nothing and become 0;
+            0 for none. With more than one row, the whole column of an outlier becomes 0.
 
     Returns:
         int8 of A's shape; absmax of the rows ``[rows]``, fp32; the columns with outliers, int64, increasing, or None
@@ -297,16 +300,19 @@ def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Te
         ValueError: ``threshold`` is negative, or A is no floating-point matrix.
     """
     _check_one_of("A's dtype", A.dtype, FLOATS)
-    if threshold < 0:
+    if not threshold >= 0:
         raise ValueError(f"threshold must not be negative, got {threshold}")
     rows = _cpu(A).reshape(-1, A.shape[-1]).float()
     columns = None
     if threshold > 0:
-        outliers = rows.abs() >= threshold
+        outliers = rows.abs() >= torch.tensor(threshold, dtype=A.dtype).float()
         rows = rows.masked_fill(outliers, 0.0)
         columns = outliers.any(dim=0).nonzero().reshape(-1)
-    absmax = rows.abs().amax(dim=1)
-    codes = (rows * (127.0 / absmax).unsqueeze(1)).nan_to_num(0.0).round().to(torch.int8)
+    absmax = rows.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=1)
+    # 127 times CUDA's fast reciprocal, which a power of two keeps away from denormals.
+    down = torch.where(absmax > 1e30, 2.0**-32, 1.0)
+    scale = torch.where(absmax.isinf(), 0.0, _fast_reciprocal(absmax * down) * 127.0 * down)
+    codes = (rows * scale.unsqueeze(1)).nan_to_num(0.0, posinf=0.0, neginf=0.0).round().to(torch.int8)
     if columns is not None and rows.shape[0] > 1:
         codes[:, columns] = 0
     return codes.reshape(A.shape).to(A.device), absmax.to(A.device), None if columns is None else columns.to(A.device)
@@ -315,7 +321,8 @@ def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Te
 def int8_double_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """A quantised by rows, as by :func:`int8_vectorwise_quant`, and by columns.
 
-    By columns, outliers count for nothing, and the product with 127 is rounded to A's dtype before the division.
+    By columns, outliers count for nothing, NaN is the absmax wherever there is one, and the product with 127 is rounded
+    to A's dtype, if that can hold it, before the division.
 
     Returns:
         int8 by rows and int8 by columns, of A's shape; absmax of the rows and of the columns, fp32; the columns with
@@ -327,10 +334,15 @@ def int8_double_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor
     by_row, row_stats, columns = int8_vectorwise_quant(A, threshold)
     rows = _cpu(A).reshape(-1, A.shape[-1])
     if threshold > 0:
-        rows = rows.masked_fill(rows.abs() >= threshold, 0.0)
-    col_stats = rows.abs().amax(dim=0).float()
-    by_column = ((rows * 127.0).float() / col_stats).nan_to_num(0.0).round().to(torch.int8)
-    return by_row, by_column.reshape(A.shape).to(A.device), row_stats, col_stats.to(A.device), columns
+        rows = rows.masked_fill(rows.float().abs() >= torch.tensor(threshold, dtype=A.dtype).float(), 0.0)
+    col_stats = rows.abs().amax(dim=0).float() if rows.shape[0] else torch.zeros(rows.shape[1])
+    # A power of two keeps products and quotients of very small and very large columns in range.
+    factor = torch.where(col_stats < 2.0**-60, 2.0**60, torch.where(col_stats > 2.0**60, 2.0**-60, 1.0))
+    product = rows.float() * factor * 127.0
+    rounded = product.to(A.dtype).float()
+    by_column = (torch.where(rounded.isfinite(), rounded, product) / (col_stats * factor)).nan_to_num(0.0).round()
+    by_column = by_column.to(torch.int8).reshape(A.shape)
+    return by_row, by_column.to(A.device), row_stats, col_stats.to(A.device), columns
 
 
 def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
@@ -473,19 +485,19 @@ def _product(A: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.to(A.dtype).to(A.device)
 
 
-def _scaled_blocks(A: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
-    """A flat, padded with zeros to whole blocks and scaled by 1 / absmax in fp32, and absmax. NaN is no maximum."""
+def _blocks(A: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """A in fp32, flat, padded with zeros to whole blocks, ``[blocks, blocksize]``, and absmax. NaN is no maximum."""
     flat = _cpu(A).reshape(-1).float()
     blocks = -(-flat.numel() // blocksize)
     padded = torch.zeros(blocks * blocksize)
     padded[: flat.numel()] = flat
     by_block = padded.reshape(blocks, blocksize)
     absmax = by_block.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=1) if blocks else torch.empty(0)
-    return (by_block * _reciprocal(absmax).unsqueeze(1)).reshape(-1), absmax
+    return by_block, absmax
 
 
-def _reciprocal(x: Tensor) -> Tensor:
-    """1 / x in fp32 as the CUDA kernels have it: their fast reciprocal rounds up from about a quarter of an ulp.
+def _fast_reciprocal(x: Tensor) -> Tensor:
+    """1 / x in fp32 as CUDA's 4-bit kernels have it: their fast instruction rounds up from about a quarter of an ulp.
 
     That decides elements that lie at the very bound between two codes.
     """
