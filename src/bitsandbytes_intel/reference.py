@@ -285,7 +285,7 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
 def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rows scaled by ``127 / absmax`` and rounded, halves to even.
 
-    NaN counts for nothing and becomes 0, and so does a row whose absmax is 0, infinite, or too small for its reciprocal.
+    NaN counts for nothing and becomes 0, and so does a row whose absmax is 0, infinite, or too small to divide by.
 
     Args:
         A: ``[..., K]``: float16, bfloat16 or float32.
@@ -509,7 +509,7 @@ def _fast_reciprocal(x: Tensor) -> Tensor:
 
 def _mm_dequant(A: Tensor, row_stats: Tensor, col_stats: Tensor, bias: Tensor | None) -> Tensor:
     """The result before rounding: fp64, on the CPU."""
-    rows = _cpu(A).double().reshape(-1, A.shape[-1])
+    rows = _cpu(A).double().reshape(math.prod(A.shape[:-1]), A.shape[-1])
     scale = _cpu(row_stats).double().reshape(-1, 1) * _cpu(col_stats).double().reshape(1, -1) * _MM_DEQUANT
     out = rows * scale
     if bias is not None:
