@@ -13,14 +13,20 @@ Shape check_int8_product(const char* op, const char* name_A, const Tensor& A, co
   return with_last(A, B.size(0));
 }
 
+// [M, 1] times [N, 1] transposed. torch's own product is wrong for one column, on a CPU at least.
+static Tensor outer(const Tensor& A, const Tensor& B) {
+  const std::optional wide(ScalarType::Int);
+  return aten("aten::mul", "Tensor", torch::stable::to(A, wide), torch::stable::transpose(torch::stable::to(B, wide), 0, 1));
+}
+
 Tensor int8_product(const Tensor& A, const Tensor& B, const Shape& shape) {
   const int64_t k = B.size(1);
   if (k == 0 || A.numel() == 0 || B.numel() == 0) {
     Tensor zeros = empty(shape, ScalarType::Int, A);
     return torch::stable::zero_(zeros);
   }
-  const Tensor flat = torch::stable::reshape(A, Shape{A.numel() / k, k});
-  const Tensor out = aten("aten::_int_mm", "", flat, torch::stable::transpose(B, 0, 1));
+  const Tensor flat = torch::stable::reshape(dense(A), Shape{A.numel() / k, k});
+  const Tensor out = k == 1 ? outer(flat, B) : aten("aten::_int_mm", "", flat, torch::stable::transpose(dense(B), 0, 1));
   return A.dim() == 2 ? out : torch::stable::reshape(out, shape);
 }
 
@@ -38,11 +44,11 @@ void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
   check_shape(op, "out", out, shape);
   const int64_t k = B.size(1);
   if (out.numel() == 0) return;
-  if (k == 0 || A.dim() != 2 || !out.is_contiguous()) {
+  if (k <= 1 || A.dim() != 2 || !out.is_contiguous()) {
     torch::stable::copy_(out, int8_product(A, B, shape));
     return;
   }
-  aten("aten::_int_mm", "out", A, torch::stable::transpose(B, 0, 1), out);
+  aten("aten::_int_mm", "out", dense(A), torch::stable::transpose(dense(B), 0, 1), out);
 }
 
 BNB_OPERATOR("int8_linear_matmul", int8_linear_matmul);

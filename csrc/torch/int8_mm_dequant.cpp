@@ -48,7 +48,7 @@ Tensor int8_mm_dequant(Tensor A, Tensor row_stats, Tensor col_stats, std::option
 // The product in int32, then one pass that scales it.
 Tensor scaled_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape, const Dequant& d,
                       const std::optional<Tensor>& addend = std::nullopt) {
-  const Tensor product = int8_product(A, B, shape);
+  const Tensor product = dense(int8_product(A, B, shape));
   Tensor out = empty(shape, d.dtype, A);
   run_dequant(op, product, rows_of(op, "A", product, true), d, out, addend);
   return out;

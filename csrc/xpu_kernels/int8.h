@@ -15,6 +15,16 @@ BNB_INLINE float sub_group_max(float value) {
   return value;
 }
 
+// Whether it holds in any lane. The CPU's compiler knows this to be uniform, which it does not of shuffles: a branch on it
+// leaves the code behind it vectorised.
+BNB_INLINE bool sub_group_any(bool value) {
+#ifdef __NVPTX__
+  return __nvvm_vote_any_sync(0xffffffff, value);
+#else
+  return __spirv_GroupAny(kScopeSubGroup, value);
+#endif
+}
+
 // The nearest whole number as int8, halves to even; |x| < 2^22. NaN and infinity give 0, but a NaN that began as fp32:
 // adding 1.5 * 2^23 leaves the number in the low bits, and theirs are zero.
 BNB_INLINE u8 nearest_int8(float x) { return static_cast<u8>(bits_as<u32>(x + 12582912.0f)); }

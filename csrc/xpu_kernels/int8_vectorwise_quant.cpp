@@ -128,25 +128,30 @@ kInt8VectorQuant(const T* A, u8* out, float* rowStats, u8* outliers, float thres
     top = sub_group_max<SUBG_SIZE>(top);
     if (lane == 0) rowStats[row] = top;
     const float scale = scale_of_row(top);
-    const bool sparse = SPARSE_DECOMP && sub_group_max<SUBG_SIZE>(peak) >= threshold;
-    if (sparse) {
-      for (i64 c = 0; c < cols; c += SUBG_SIZE) {
-        if (lane < static_cast<u64>(cols - c)) {
-          const float value = to_float((x + c)[lane]);
-          const bool outlier = magnitude(value) >= threshold;
-          (codes + c)[lane] = code_of_row<T>(value, scale, outlier);
-          if (outlier) (outliers + c)[lane] = 1;
+    const bool sparse = SPARSE_DECOMP && sub_group_any(peak >= threshold);
+    // Outliers are few: most steps of a row that has some go without masks.
+    const auto masked = [&](i64 c) __attribute__((always_inline)) {
+      const float value = to_float((x + c)[lane]);
+      const bool outlier = SPARSE_DECOMP && magnitude(value) >= threshold;
+      (codes + c)[lane] = code_of_row<T>(value, scale, outlier);
+      if (outlier) (outliers + c)[lane] = 1;
+    };
+    for (i64 c = 0; c < whole; c += kSpan) {
+      if (sparse) {
+        float most = 0.0f;
+#pragma unroll
+        for (int j = 0; j < NUM_PER_TH; j++) most = larger(magnitude(to_float((x + c + j * SUBG_SIZE)[lane])), most);
+        if (sub_group_any(most >= threshold)) {
+          for (int j = 0; j < NUM_PER_TH; j++) masked(c + j * SUBG_SIZE);
+          continue;
         }
       }
-    } else {
-      for (i64 c = 0; c < whole; c += kSpan) {
 #pragma unroll
-        for (int j = 0; j < NUM_PER_TH; j++)
-          (codes + c + j * SUBG_SIZE)[lane] = code_of_row<T>(to_float((x + c + j * SUBG_SIZE)[lane]), scale, false);
-      }
-      for (i64 c = whole; c < cols; c += SUBG_SIZE)
-        if (lane < static_cast<u64>(cols - c)) (codes + c)[lane] = code_of_row<T>(to_float((x + c)[lane]), scale, false);
+      for (int j = 0; j < NUM_PER_TH; j++)
+        (codes + c + j * SUBG_SIZE)[lane] = code_of_row<T>(to_float((x + c + j * SUBG_SIZE)[lane]), scale, false);
     }
+    for (i64 c = whole; c < cols; c += SUBG_SIZE)
+      if (lane < static_cast<u64>(cols - c)) masked(c);
   }
 }
 
