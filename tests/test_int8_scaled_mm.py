@@ -232,7 +232,7 @@ def test_matmul_with_fp16_weights_as_cuda_does_it(device):
         state.threshold, state.has_fp16_weights = threshold, True
         result = MatMul8bitLt.apply(a, b, None, None, state)
         result.backward(upstream.half().to(device))
-        # The gradient of the weight is not checked: bitsandbytes pairs the codes by rows with the statistics by columns.
+        # Not the gradient of the weight: bitsandbytes pairs codes by rows with statistics by columns there.
         assert b.grad.isfinite().all()
         for got, wanted, limit in ((result, A @ B.T, 0.03), (a.grad, expected_A.grad, 0.02)):
             error = (got.detach().cpu().float() - wanted).norm() / wanted.norm()
