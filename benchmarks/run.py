@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 
-BENCHMARKS = ("dequantize_blockwise", "quantize_blockwise", "gemv_4bit", "gemm_4bit")
+BENCHMARKS = ("dequantize_blockwise", "quantize_blockwise", "gemv_4bit", "gemm_4bit", "int8")
 
 
 def prepare() -> None:

@@ -125,6 +125,12 @@ Tensor empty(Sizes sizes, ScalarType dtype, const Tensor& A) {
   return Tensor(handle);
 }
 
+Tensor empty_like(const Tensor& A, ScalarType dtype) {
+  if (A.is_contiguous()) return empty(A.sizes(), dtype, A);
+  return aten("aten::empty_like", "", A, std::optional(dtype), std::optional<torch::headeronly::Layout>(),
+              std::optional<torch::stable::Device>(), std::optional<bool>(), std::optional<torch::headeronly::MemoryFormat>());
+}
+
 Shape with_last(const Tensor& A, int64_t n) {
   const Sizes sizes = A.sizes();
   Shape shape(sizes.begin(), sizes.end());
@@ -209,6 +215,11 @@ BNB_EXPORT int bnb_torch_use_xpu_library(const char* path, char* message, size_t
     take(bnb::xpu_backend.gemm_4bit_scratch, "cgemm_4bit_scratch");
     take(bnb::xpu_backend.gemm_4bit_max_rows, "cgemm_4bit_max_rows");
     take(bnb::xpu_backend.quantize_blockwise, "cquantize_blockwise");
+    take(bnb::xpu_backend.int8_vector_quant, "cint8_vector_quant");
+    take(bnb::xpu_backend.int8_zero_columns, "cint8_zero_columns");
+    take(bnb::xpu_backend.int8_column_quant, "cint8_column_quant");
+    take(bnb::xpu_backend.int8_vector_dequant, "cint8_vector_dequant");
+    take(bnb::xpu_backend.dequant_mm_int32, "cdequant_mm_int32");
     take(bnb::xpu_backend.dequantize_blockwise, "cdequantize_blockwise");
   });
 }

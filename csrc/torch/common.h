@@ -60,6 +60,16 @@ BnbDtype dtype_of(ScalarType dtype);
 inline Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 // Uninitialised, contiguous, on A's device.
 Tensor empty(Sizes sizes, ScalarType dtype, const Tensor& A);
+// Uninitialised, of A's sizes; dense, and of A's strides if A is so too, like torch.empty_like.
+Tensor empty_like(const Tensor& A, ScalarType dtype);
+// Fills `out` by `run(contiguous tensor)`: directly if it is contiguous, else through a copy.
+template <class Run>
+void fill(Tensor& out, Run&& run) {
+  if (out.is_contiguous()) return run(out);
+  Tensor filled = empty(out.sizes(), out.scalar_type(), out);
+  run(filled);
+  torch::stable::copy_(out, filled);
+}
 // A's sizes but for the last, which becomes n.
 Shape with_last(const Tensor& A, int64_t n);
 // Calls an operator of aten that takes and returns what the stable ABI can carry; `args` in the order of its schema.
@@ -79,6 +89,11 @@ struct Backend {
   decltype(&cgemm_4bit_inference) gemm_4bit_inference;
   decltype(&cgemm_4bit_scratch) gemm_4bit_scratch;
   decltype(&cgemm_4bit_max_rows) gemm_4bit_max_rows;
+  decltype(&cint8_vector_quant) int8_vector_quant;
+  decltype(&cint8_zero_columns) int8_zero_columns;
+  decltype(&cint8_column_quant) int8_column_quant;
+  decltype(&cint8_vector_dequant) int8_vector_dequant;
+  decltype(&cdequant_mm_int32) dequant_mm_int32;
 };
 
 // One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream.

@@ -32,15 +32,6 @@ Tensor dequantize_4bit(Tensor A, Tensor absmax, int64_t blocksize, std::string q
   return out;
 }
 
-// Fills `out` by `run(contiguous tensor)`: directly if it is contiguous, else through a copy.
-template <class Run>
-void fill(Tensor& out, Run&& run) {
-  if (out.is_contiguous()) return run(out);
-  Tensor filled = empty(out.sizes(), out.scalar_type(), out);
-  run(filled);
-  torch::stable::copy_(out, filled);
-}
-
 void check_out(const char* op, const Tensor& out, Sizes shape, ScalarType dtype, const Tensor& A) {
   check_shape(op, "out", out, shape);
   check_dtype(op, "out", out, dtype);
@@ -83,10 +74,7 @@ Tensor dequantize_blockwise(Tensor A, Tensor absmax, Tensor code, int64_t blocks
   constexpr const char* op = "dequantize_blockwise";
   check_8bit(op, A, absmax, code, blocksize, dtype);
   // The values lie in A's logical order; the strides are those of empty_like(A), as the fake kernel promises.
-  Tensor out = A.is_contiguous() ? empty(A.sizes(), dtype, A)
-                                 : aten("aten::empty_like", "", A, std::optional(dtype), std::optional<torch::headeronly::Layout>(),
-                                        std::optional<torch::stable::Device>(), std::optional<bool>(),
-                                        std::optional<torch::headeronly::MemoryFormat>());
+  Tensor out = empty_like(A, dtype);
   fill(out, [&](const Tensor& o) { run_8bit(op, A, absmax, code, blocksize, dtype, o); });
   return out;
 }

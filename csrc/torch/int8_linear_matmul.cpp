@@ -1,25 +1,25 @@
 // int8_linear_matmul and its .out variant: torch's own int8 matrix product (oneDNN on a GPU), which is the best there is.
-#include "common.h"
+#include "int8.h"
 
 namespace bnb {
-namespace {
 
-Shape check(const char* op, const Tensor& A, const Tensor& B) {
-  check_dtype(op, "A", A, ScalarType::Char);
-  check_dtype(op, "B", B, ScalarType::Char);
-  check_device(op, "B", B, A);
+Shape check_int8_product(const char* op, const char* name_A, const Tensor& A, const char* name_B, const Tensor& B) {
+  check_dtype(op, name_A, A, ScalarType::Char);
+  check_dtype(op, name_B, B, ScalarType::Char);
+  check_device(op, name_B, B, A);
   if (A.dim() == 0 || B.dim() != 2 || A.size(A.dim() - 1) != B.size(1))
-    fail(op, ": B must be of shape [N, K] to match A's [..., K], got ", text_of(B.sizes()), " and ", text_of(A.sizes()));
+    fail(op, ": ", name_B, " must be of shape [N, K] to match ", name_A, "'s [..., K], got ", text_of(B.sizes()), " and ",
+         text_of(A.sizes()));
   return with_last(A, B.size(0));
 }
 
 // [M, 1] times [N, 1] transposed. torch's own product is wrong for one column, on a CPU at least.
-Tensor outer(const Tensor& A, const Tensor& B) {
+static Tensor outer(const Tensor& A, const Tensor& B) {
   const std::optional wide(ScalarType::Int);
   return aten("aten::mul", "Tensor", torch::stable::to(A, wide), torch::stable::transpose(torch::stable::to(B, wide), 0, 1));
 }
 
-Tensor product(const Tensor& A, const Tensor& B, const Shape& shape) {
+Tensor int8_product(const Tensor& A, const Tensor& B, const Shape& shape) {
   const int64_t k = B.size(1);
   if (k == 0 || A.numel() == 0 || B.numel() == 0) {
     Tensor zeros = empty(shape, ScalarType::Int, A);
@@ -30,18 +30,22 @@ Tensor product(const Tensor& A, const Tensor& B, const Shape& shape) {
   return A.dim() == 2 ? out : torch::stable::reshape(out, shape);
 }
 
-Tensor int8_linear_matmul(Tensor A, Tensor B) { return product(A, B, check("int8_linear_matmul", A, B)); }
+namespace {
+
+Tensor int8_linear_matmul(Tensor A, Tensor B) {
+  return int8_product(A, B, check_int8_product("int8_linear_matmul", "A", A, "B", B));
+}
 
 void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
   constexpr const char* op = "int8_linear_matmul.out";
-  const Shape shape = check(op, A, B);
+  const Shape shape = check_int8_product(op, "A", A, "B", B);
   check_dtype(op, "out", out, ScalarType::Int);
   check_device(op, "out", out, A);
   check_shape(op, "out", out, shape);
   const int64_t k = B.size(1);
   if (out.numel() == 0) return;
   if (k <= 1 || A.dim() != 2 || !out.is_contiguous()) {
-    torch::stable::copy_(out, product(A, B, shape));
+    torch::stable::copy_(out, int8_product(A, B, shape));
     return;
   }
   aten("aten::_int_mm", "out", dense(A), torch::stable::transpose(dense(B), 0, 1), out);

@@ -50,6 +50,31 @@ BNB_EXPORT int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue);
 // Up to so many rows of A cgemm_4bit_inference is the way to go; for more, dequantise and multiply.
 BNB_EXPORT int64_t cgemm_4bit_max_rows(int dtype, void* queue);
 
+// row_stats[r] = max |A[r, c]|; out = A * 127 / row_stats, rounded. `outliers`: null for no threshold, or a byte for each
+// column, zero before; then magnitudes from threshold (> 0) on count for nothing, become 0 and set their column's byte.
+BNB_EXPORT int cint8_vector_quant(int dtype, const void* A, int8_t* out, float* row_stats, uint8_t* outliers, float threshold,
+                                  int64_t rows, int64_t cols, void* queue, char* message, size_t message_size);
+
+// out[:, columns[i]] = 0 for i < n.
+BNB_EXPORT int cint8_zero_columns(int8_t* out, const int64_t* columns, int64_t n, int64_t rows, int64_t cols, void* queue,
+                                  char* message, size_t message_size);
+
+// col_stats[c] = max |A[r, c]|; out = A * 127 / col_stats, rounded; magnitudes from a threshold > 0 on count for nothing
+// and become 0. `scratch` holds ceil(rows / height) * cols values; it may be null if height >= rows.
+BNB_EXPORT int cint8_column_quant(int dtype, const void* A, int8_t* out, float* col_stats, float* scratch, float threshold,
+                                  int64_t rows, int64_t cols, int64_t height, void* queue, char* message,
+                                  size_t message_size);
+
+// out[r, c] = A[r, c] * stats[r * stride] / 127; `dtype` is out's.
+BNB_EXPORT int cint8_vector_dequant(int dtype, const int8_t* A, const float* stats, void* out, int64_t stride, int64_t rows,
+                                    int64_t cols, void* queue, char* message, size_t message_size);
+
+// out = A * row_stats * col_stats / 127² + bias + addend; `dtype` is out's and that of addend, a matrix; bias (of bias_dtype,
+// a value a column) and addend may be null.
+BNB_EXPORT int cdequant_mm_int32(int dtype, const int32_t* A, const float* row_stats, const float* col_stats, void* out,
+                                 const void* bias, int bias_dtype, const void* addend, int64_t rows, int64_t cols, void* queue,
+                                 char* message, size_t message_size);
+
 // ---- kernels --------------------------------------------------------------------------------------------------------
 // Called, with the runtime locked, when an operator needs a family of kernels that is not there yet. It must call
 // bnb_xpu_load or bnb_xpu_compile for it. Without a builder, families are compiled and not kept.

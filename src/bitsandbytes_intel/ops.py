@@ -33,6 +33,12 @@ OPERATORS = (
     Operator("gemm_4bit", ("xpu",), "SYCL"),
     Operator("int8_linear_matmul", ("xpu",), "oneDNN"),
     Operator("int8_linear_matmul.out", ("xpu",), "oneDNN"),
+    Operator("int8_vectorwise_quant", ("xpu",), "SYCL"),
+    Operator("int8_vectorwise_dequant", ("xpu",), "SYCL"),
+    Operator("int8_double_quant", ("xpu",), "SYCL"),
+    Operator("int8_mm_dequant", ("xpu",), "SYCL"),
+    Operator("int8_scaled_mm", ("xpu",), "oneDNN, SYCL"),
+    Operator("int8_mixed_scaled_mm", ("xpu",), "oneDNN, SYCL"),
 )
 
 _registered: dict[str, tuple[Operator, ...]] = {}

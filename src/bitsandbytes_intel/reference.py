@@ -286,10 +286,12 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
 def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rows scaled by ``127 / absmax`` and rounded, halves to even.
 
+    NaN counts for nothing and becomes 0, and so does a row whose absmax is 0, infinite, or too small to divide by.
+
     Args:
         A: ``[..., K]``: float16, bfloat16 or float32.
-        threshold: Magnitudes from here on are outliers, which count for nothing and become 0; 0 for none. With more
-            than one row, the whole column of an outlier becomes 0.
+        threshold: Magnitudes from here on, rounded to A's dtype, are outliers, which count for nothing and become 0;
+            0 for none. With more than one row, the whole column of an outlier becomes 0.
 
     Returns:
         int8 of A's shape; absmax of the rows ``[rows]``, fp32; the columns with outliers, int64, increasing, or None
@@ -299,16 +301,19 @@ def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Te
         ValueError: ``threshold`` is negative, or A is no floating-point matrix.
     """
     _check_one_of("A's dtype", A.dtype, FLOATS)
-    if threshold < 0:
+    if not threshold >= 0:
         raise ValueError(f"threshold must not be negative, got {threshold}")
     rows = _cpu(A).reshape(-1, A.shape[-1]).float()
     columns = None
     if threshold > 0:
-        outliers = rows.abs() >= threshold
+        outliers = rows.abs() >= torch.tensor(threshold, dtype=A.dtype).float()
         rows = rows.masked_fill(outliers, 0.0)
         columns = outliers.any(dim=0).nonzero().reshape(-1)
-    absmax = rows.abs().amax(dim=1)
-    codes = (rows * (127.0 / absmax).unsqueeze(1)).nan_to_num(0.0).round().to(torch.int8)
+    absmax = rows.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=1)
+    # 127 times CUDA's fast reciprocal, which a power of two keeps away from denormals.
+    down = torch.where(absmax > 1e30, 2.0**-32, 1.0)
+    scale = torch.where(absmax.isinf(), 0.0, _fast_reciprocal(absmax * down) * 127.0 * down)
+    codes = (rows * scale.unsqueeze(1)).nan_to_num(0.0, posinf=0.0, neginf=0.0).round().to(torch.int8)
     if columns is not None and rows.shape[0] > 1:
         codes[:, columns] = 0
     return codes.reshape(A.shape).to(A.device), absmax.to(A.device), None if columns is None else columns.to(A.device)
@@ -317,7 +322,8 @@ def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Te
 def int8_double_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """A quantised by rows, as by :func:`int8_vectorwise_quant`, and by columns.
 
-    By columns, outliers count for nothing, and the product with 127 is rounded to A's dtype before the division.
+    By columns, outliers count for nothing, NaN is the absmax wherever there is one, and the product with 127 is rounded
+    to A's dtype, if that can hold it, before the division.
 
     Returns:
         int8 by rows and int8 by columns, of A's shape; absmax of the rows and of the columns, fp32; the columns with
@@ -329,10 +335,15 @@ def int8_double_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor
     by_row, row_stats, columns = int8_vectorwise_quant(A, threshold)
     rows = _cpu(A).reshape(-1, A.shape[-1])
     if threshold > 0:
-        rows = rows.masked_fill(rows.abs() >= threshold, 0.0)
-    col_stats = rows.abs().amax(dim=0).float()
-    by_column = ((rows * 127.0).float() / col_stats).nan_to_num(0.0).round().to(torch.int8)
-    return by_row, by_column.reshape(A.shape).to(A.device), row_stats, col_stats.to(A.device), columns
+        rows = rows.masked_fill(rows.float().abs() >= torch.tensor(threshold, dtype=A.dtype).float(), 0.0)
+    col_stats = rows.abs().amax(dim=0).float() if rows.shape[0] else torch.zeros(rows.shape[1])
+    # A power of two keeps products and quotients of very small and very large columns in range.
+    factor = torch.where(col_stats < 2.0**-60, 2.0**60, torch.where(col_stats > 2.0**60, 2.0**-60, 1.0))
+    product = rows.float() * factor * 127.0
+    rounded = product.to(A.dtype).float()
+    by_column = (torch.where(rounded.isfinite(), rounded, product) / (col_stats * factor)).nan_to_num(0.0).round()
+    by_column = by_column.to(torch.int8).reshape(A.shape)
+    return by_row, by_column.to(A.device), row_stats, col_stats.to(A.device), columns
 
 
 def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
@@ -499,7 +510,7 @@ def _fast_reciprocal(x: Tensor) -> Tensor:
 
 def _mm_dequant(A: Tensor, row_stats: Tensor, col_stats: Tensor, bias: Tensor | None) -> Tensor:
     """The result before rounding: fp64, on the CPU."""
-    rows = _cpu(A).double().reshape(-1, A.shape[-1])
+    rows = _cpu(A).double().reshape(math.prod(A.shape[:-1]), A.shape[-1])
     scale = _cpu(row_stats).double().reshape(-1, 1) * _cpu(col_stats).double().reshape(1, -1) * _MM_DEQUANT
     out = rows * scale
     if bias is not None:

@@ -1,0 +1,72 @@
+// What the int8 kernels share: rounding to int8, the reciprocal that decides CUDA's codes, and how a matrix is tiled.
+#pragma once
+#include "device.h"
+
+namespace bnb {
+
+BNB_INLINE float magnitude(float x) { return bits_as<float>(bits_as<u32>(x) & 0x7fffffff); }
+// NaN is no maximum.
+BNB_INLINE float larger(float x, float top) { return x > top ? x : top; }
+
+template <int SUBG_SIZE>
+BNB_INLINE float sub_group_max(float value) {
+#pragma unroll
+  for (int mask = SUBG_SIZE / 2; mask; mask /= 2) value = larger(shuffle_xor(value, mask), value);
+  return value;
+}
+
+// Whether it holds in any lane. The CPU's compiler knows this to be uniform, which it does not of shuffles: a branch on it
+// leaves the code behind it vectorised.
+BNB_INLINE bool sub_group_any(bool value) {
+#ifdef __NVPTX__
+  return __nvvm_vote_any_sync(0xffffffff, value);
+#else
+  return __spirv_GroupAny(kScopeSubGroup, value);
+#endif
+}
+
+// The nearest whole number as int8, halves to even; |x| < 2^22. NaN and infinity give 0, but a NaN that began as fp32:
+// adding 1.5 * 2^23 leaves the number in the low bits, and theirs are zero.
+BNB_INLINE u8 nearest_int8(float x) { return static_cast<u8>(bits_as<u32>(x + 12582912.0f)); }
+
+// 1 / x for 0 < x < 2^101 as CUDA's fast instruction has it: it rounds up from about a quarter of an ulp, and that
+// decides elements that lie half-way between two codes. Infinity and 0 as usual.
+BNB_INLINE float fast_reciprocal(float x) {
+  float r = 1.0f / x;
+  if (x < 1e-37f || x > 2e30f) return r;
+  r = __builtin_fmaf(__builtin_fmaf(-x, r, 1.0f), r, r);
+  const float ulps_per_one = bits_as<float>(0x8a800000u - (bits_as<u32>(r) & 0x7f800000));  // 2^23 / 2^exponent of r
+  const float below = __builtin_fmaf(-x, r, 1.0f) * r * ulps_per_one;                       // 1 / x - r, in ulps of r
+  return bits_as<float>(bits_as<u32>(r) + (below > 0.25f ? 1 : below < -0.75f ? -1 : 0));
+}
+
+// a / b rounded to nearest, for 0 <= |a / b| < 2^20, given 1 / b. Far from 1, the caller scales both.
+BNB_INLINE float divide(float a, float b, float reciprocal) {
+  const float quotient = a * reciprocal;
+  return __builtin_fmaf(__builtin_fmaf(-quotient, b, a), reciprocal, quotient);
+}
+
+// A matrix cut into tiles, each a sub-group's: ROWS rows high, STEPS * SUBG_SIZE * NUM_PER_TH columns wide. A lane
+// takes NUM_PER_TH neighbouring columns at each step. With NUM_PER_TH > 1, cols is a multiple of it.
+template <int SUBG_SIZE, int NUM_PER_TH, int STEPS>
+struct Tiles {
+  static constexpr int kSpan = SUBG_SIZE * NUM_PER_TH;
+  static constexpr int kWidth = kSpan * STEPS;
+  i64 first_row, rows;  // of this tile
+  i64 first_col, left;  // columns from there to the end of the row
+
+  BNB_INLINE Tiles(i64 tile, i64 all_rows, i64 cols, i64 height) {
+    const i64 across = (cols + kWidth - 1) / kWidth;
+    const i64 down = tile / across;
+    first_row = down * height;
+    rows = all_rows - first_row < height ? all_rows - first_row : height;
+    first_col = (tile - down * across) * kWidth;
+    left = cols - first_col;
+  }
+  // Nothing is left of the matrix for this sub-group.
+  BNB_INLINE bool empty() const { return rows <= 0; }
+  BNB_INLINE bool whole() const { return left >= kWidth; }
+  BNB_INLINE bool has(int step, u32 lane) const { return step * kSpan + static_cast<i64>(lane * NUM_PER_TH) < left; }
+};
+
+}  // namespace bnb

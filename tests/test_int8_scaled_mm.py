@@ -1,0 +1,239 @@
+"""int8_scaled_mm and int8_mixed_scaled_mm, and the Linear8bitLt that is made of them."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from helpers import FLOATS, check_error, check_operator, generator, on, ops, short, strided
+
+from bitsandbytes_intel import reference
+
+SHAPES = [
+    (0, 8, 16),
+    (1, 1, 1),
+    (1, 24, 33),
+    (1, 64, 128),
+    (3, 5, 7),
+    (5, 24, 72),
+    (17, 33, 100),
+    (32, 64, 320),
+    (8, 0, 16),
+]
+
+
+def operands(m, n, k, seed=0, batch=()):
+    g = generator(seed)
+    A = torch.randint(-127, 128, (*batch, m, k), dtype=torch.int8, generator=g)
+    B = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=g)
+    rows = A.numel() // k
+    return A, B, torch.rand(rows, generator=g) * 3, torch.rand(n, generator=g)
+
+
+def check(result, expected, dtype, slack=1.0):
+    """Within a rounding to dtype, relative to the largest value where terms cancel."""
+    assert result.dtype == dtype
+    assert result.shape == expected.shape
+    if result.numel() == 0:
+        return
+    assert result.isfinite().all()
+    result, expected = result.cpu().double(), expected.cpu().double()
+    limit = slack * torch.finfo(dtype).eps * (expected.abs() + expected.abs().max() / 16) + 1e-6
+    assert ((result - expected).abs() <= limit).all(), (result - expected).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [None, *FLOATS], ids=short)
+@pytest.mark.parametrize("bias", [False, True])
+def test_scaled(bias, dtype, device):
+    for i, (m, n, k) in enumerate(SHAPES):
+        A, B, row, col = operands(m, n, k, i)
+        more = {"bias": torch.randn(n, generator=generator(i)).to(dtype or torch.float16)} if bias else {}
+        result = ops.int8_scaled_mm(
+            *(t.to(device) for t in (A, B, row, col)), **{k: v.to(device) for k, v in more.items()}, dtype=dtype
+        )
+        check(result, reference.int8_scaled_mm(A, B, row, col, **more, dtype=torch.float32), dtype or torch.float16)
+
+
+def test_batch(device):
+    A, B, row, col = operands(5, 24, 64, batch=(2, 3))
+    result = ops.int8_scaled_mm(*(t.to(device) for t in (A, B, row, col)), dtype=torch.float32)
+    check(result, reference.int8_scaled_mm(A, B, row, col, dtype=torch.float32), torch.float32)
+
+
+def mixed_operands(m, n, k, dtype, threshold, seed=0):
+    g = generator(seed)
+    A = torch.randn(m, k, generator=g)
+    if m:
+        A[:, k // 2] *= 9
+        A[m // 2, k - 1] = 12
+    A = A.to(dtype)
+    W = torch.randn(n, k, generator=g).half() / 8
+    CB, SCB, _ = reference.int8_vectorwise_quant(W)
+    CA, SCA, columns = reference.int8_vectorwise_quant(A, threshold)
+    return A, CA, CB, SCA, SCB, columns, torch.randn(n, generator=g).to(dtype)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 3.0, 100.0])
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+@pytest.mark.parametrize("bias", [False, True])
+def test_mixed(bias, dtype, threshold, device):
+    for i, shape in enumerate([(1, 24, 40), (5, 33, 65), (32, 64, 320), (3, 8, 1)]):
+        arguments = mixed_operands(*shape, dtype, threshold, i)[: None if bias else -1]
+        result, outliers = ops.int8_mixed_scaled_mm(*(None if a is None else a.to(device) for a in arguments))
+        expected, wanted = reference.int8_mixed_scaled_mm(*arguments)
+        check(result, expected, dtype, slack=2)
+        assert outliers.dtype == dtype
+        assert torch.equal(outliers.cpu(), wanted)
+
+
+def test_mixed_with_a_bias_of_another_dtype(device):
+    A, CA, CB, SCA, SCB, columns, bias = mixed_operands(5, 33, 64, torch.bfloat16, 3.0)
+    arguments = (A, CA, CB, SCA, SCB, columns, bias.float())
+    check(
+        ops.int8_mixed_scaled_mm(*(a.to(device) for a in arguments))[0],
+        reference.int8_mixed_scaled_mm(*arguments)[0],
+        A.dtype,
+        2,
+    )
+
+
+def test_mixed_of_a_batch(device):
+    A, CA, CB, SCA, SCB, columns, bias = mixed_operands(6, 33, 64, torch.float16, 3.0)
+    flat = ops.int8_mixed_scaled_mm(*(a.to(device) for a in (A, CA, CB, SCA, SCB, columns, bias)))[0]
+    batch = (A.view(2, 3, 64), CA.view(2, 3, 64), CB, SCA, SCB, columns, bias)
+    assert torch.equal(ops.int8_mixed_scaled_mm(*(a.to(device) for a in batch))[0], flat.view(2, 3, 33))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "offset", "expanded"])
+def test_inputs_that_are_not_contiguous(layout, device):
+    A, B, row, col = (t.to(device) for t in operands(20, 24, 64))
+    change = {
+        "transposed": lambda t: t.t().contiguous().t(),
+        "strided": strided,
+        "offset": lambda t: on(device, t.cpu(), 3),
+        "expanded": lambda t: t[:1].expand_as(t),
+    }[layout]
+    for a, b in ((change(A), B), (A, change(B)), (change(A), change(B))):
+        check(
+            ops.int8_scaled_mm(a, b, row, col),
+            reference.int8_scaled_mm(a, b, row, col, dtype=torch.float32),
+            torch.float16,
+        )
+
+
+def test_opcheck(device):
+    A, B, row, col = (t.to(device) for t in operands(20, 24, 64))
+    check_operator(ops.int8_scaled_mm.default, (A, B, row, col), {"dtype": torch.bfloat16})
+
+
+def test_compile(device):
+    A, B, row, col = (t.to(device) for t in operands(4, 24, 64, batch=(2,)))
+    compiled = torch.compile(lambda *a: ops.int8_scaled_mm(*a) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(A, B, row, col), ops.int8_scaled_mm(A, B, row, col) + 1)
+
+
+BAD = {
+    "A's dtype": ("A", lambda v: v.int(), "A", "int32"),
+    "B's dtype": ("B", lambda v: v.int(), "B", "int32"),
+    "B's K": ("B", lambda v: v[:, 1:], "B", "[24, 63]"),
+    "B's device": ("B", lambda v: v.cpu(), "B", "cpu"),
+    "rows' size": ("row_stats", lambda v: v[1:], "row_stats", "19"),
+    "columns' size": ("col_stats", lambda v: v[1:], "col_stats", "23"),
+    "columns' dtype": ("col_stats", lambda v: v.half(), "col_stats", "float16"),
+    "dtype": ("dtype", lambda v: torch.int32, "dtype", "int32"),
+    "bias": ("bias", lambda v: v[None], "bias", "[1, 24]"),
+}
+BAD_MIXED = {
+    "A's dtype": ("A", lambda v: v.int(), "A", "int32"),
+    "A's shape": ("A", lambda v: v[1:], "A", "[4, 64]"),
+    "CA's dtype": ("CA", lambda v: v.int(), "CA", "int32"),
+    "CA's device": ("CA", lambda v: v.cpu(), "CA", "cpu"),
+    "CB's shape": ("CB", lambda v: v[0], "CB", "[64]"),
+    "SCA's size": ("SCA", lambda v: v[1:], "SCA", "4"),
+    "SCB's size": ("SCB", lambda v: v[1:], "SCB", "32"),
+    "SCB's device": ("SCB", lambda v: v.cpu(), "SCB", "cpu"),
+    "columns' dtype": ("outlier_cols", lambda v: v.int(), "outlier_cols", "int32"),
+    "columns' device": ("outlier_cols", lambda v: v.cpu(), "outlier_cols", "cpu"),
+    "columns' shape": ("outlier_cols", lambda v: v[None], "outlier_cols", "[1, "),
+    "bias": ("bias", lambda v: v[1:], "bias", "[32]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_name_the_argument(name, device, capfd):
+    argument, spoil, expected, got = BAD[name]
+    arguments = dict(
+        zip(("A", "B", "row_stats", "col_stats"), (t.to(device) for t in operands(20, 24, 64)), strict=True)
+    )
+    arguments |= {"bias": torch.ones(24, device=device), "dtype": torch.float16}
+    arguments[argument] = spoil(arguments[argument])
+    check_error(lambda: ops.int8_scaled_mm(**arguments), expected, got, capfd)
+
+
+@pytest.mark.parametrize("name", BAD_MIXED)
+def test_mixed_errors_name_the_argument(name, device, capfd):
+    argument, spoil, expected, got = BAD_MIXED[name]
+    names = ("A", "CA", "CB", "SCA", "SCB", "outlier_cols", "bias")
+    values = mixed_operands(5, 33, 64, torch.float16, 3.0)
+    arguments = {name: value.to(device) for name, value in zip(names, values, strict=True)}
+    arguments[argument] = spoil(arguments[argument])
+    check_error(lambda: ops.int8_mixed_scaled_mm(**arguments), expected, got, capfd)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+@pytest.mark.parametrize("has_fp16_weights", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=short)
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 64), (1, 64)], ids=str)
+def test_linear8bitlt(shape, dtype, has_fp16_weights, threshold, device):
+    """Forward and backward of the module, close to those of the layer that it stands for."""
+    if has_fp16_weights and len(shape) > 2:
+        shape = (6, 64)  # bitsandbytes transposes the activation as it is, and fails for more dimensions
+    g = generator(0)
+    plain = torch.nn.Linear(64, 48)
+    with torch.no_grad():
+        plain.weight.copy_(torch.randn(48, 64, generator=g) / 8)
+        plain.bias.copy_(torch.randn(48, generator=g))
+    layer = bnb.nn.Linear8bitLt(64, 48, has_fp16_weights=has_fp16_weights, threshold=threshold)
+    layer.load_state_dict(plain.state_dict())
+    layer = layer.to(dtype).to(device)
+    x = torch.randn(shape, generator=g)
+    x[..., 10] = 8  # an outlier column
+    theirs = x.clone().requires_grad_()
+    ours = x.to(dtype).to(device).requires_grad_()
+    expected, result = plain(theirs), layer(ours)
+    assert result.dtype == dtype
+    assert result.shape == expected.shape
+
+    def error(a, b):
+        return ((a.detach().cpu().float() - b.detach().float()).norm() / b.detach().float().norm()).item()
+
+    # An outlier in the quantised row costs precision; kept apart, it does not.
+    assert error(result, expected) < (0.02 if threshold else 0.04)
+    gradient = torch.randn(result.shape, generator=g)
+    expected.backward(gradient)
+    result.backward(gradient.to(dtype).to(device))
+    assert error(ours.grad, theirs.grad) < 0.02
+    if has_fp16_weights:
+        assert error(layer.weight.grad, plain.weight.grad) < 0.05
+        assert error(layer.bias.grad, plain.bias.grad) < 0.02
+
+
+def test_matmul_with_fp16_weights_as_cuda_does_it(device):
+    """MatMul8bitLt: its backward quantises gradients by columns. bitsandbytes takes it on CUDA alone."""
+    from bitsandbytes.autograd._functions import MatMul8bitLt, MatmulLtState
+
+    g = generator(0)
+    A, B = torch.randn(32, 64, generator=g), torch.randn(48, 64, generator=g) / 8
+    A[:, 10] = 8
+    upstream = torch.randn(32, 48, generator=g)
+    expected_A = A.clone().requires_grad_()
+    (expected_A @ B.T).backward(upstream)
+    for threshold in (0.0, 6.0):
+        a, b = (t.half().to(device).requires_grad_() for t in (A, B))
+        state = MatmulLtState()
+        state.threshold, state.has_fp16_weights = threshold, True
+        result = MatMul8bitLt.apply(a, b, None, None, state)
+        result.backward(upstream.half().to(device))
+        # Not the gradient of the weight: bitsandbytes pairs codes by rows with statistics by columns there.
+        assert b.grad.isfinite().all()
+        for got, wanted, limit in ((result, A @ B.T, 0.03), (a.grad, expected_A.grad, 0.02)):
+            error = (got.detach().cpu().float() - wanted).norm() / wanted.norm()
+            assert error < limit, (threshold, error)
