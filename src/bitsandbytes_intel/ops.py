@@ -31,6 +31,8 @@ OPERATORS = (
     Operator("gemm_4bit", ("xpu",), "SYCL"),
     Operator("int8_linear_matmul", ("xpu",), "oneDNN"),
     Operator("int8_linear_matmul.out", ("xpu",), "oneDNN"),
+    Operator("optimizer_update_32bit", ("xpu",), "SYCL"),
+    Operator("optimizer_update_8bit_blockwise", ("xpu",), "SYCL"),
 )
 
 _registered: dict[str, tuple[Operator, ...]] = {}

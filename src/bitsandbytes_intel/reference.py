@@ -9,9 +9,9 @@ Matrix products take the weights unrounded, sum in fp64, and round once to the w
 :func:`product_tolerance` for how far a kernel that sums in fp32 may be from that. Quantisation takes the same decisions
 as bitsandbytes' CUDA kernels: ties, blocks of zeros and NaN included.
 
-Formats. Packed 4-bit codes: two to a byte, the first in the high half, flat over the tensor, in any storage dtype whose
-bytes are those. ``absmax``: fp32, one for each block of ``blocksize`` elements of the flat tensor; the last block may be
-shorter, and blocks straddle rows. All indices are of the tensors' logical order, whatever their strides.
+Formats. Packed 4-bit codes: two to a byte, the first in the high half, flat over the tensor, in any storage dtype
+whose bytes are those. ``absmax``: fp32, one for each block of ``blocksize`` elements of the flat tensor; the last
+block may be shorter, and blocks straddle rows. All indices are of the tensors' logical order, whatever their strides.
 
 Source of the semantics: bitsandbytes 0.50, ``_ops.py`` and the CUDA backend, and what its CUDA kernels return.
 """
@@ -231,7 +231,8 @@ def quantize_4bit(
     _check_blocksize_4bit(blocksize)
     _check_one_of("A's dtype", A.dtype, FLOATS)
     _check_one_of("quant_storage", quant_storage, STORAGES)
-    scaled, absmax = _scaled_blocks(A, blocksize)
+    blocks, absmax = _blocks(A, blocksize)
+    scaled = (blocks * _fast_reciprocal(absmax).unsqueeze(1)).reshape(-1)
     n = A.numel()
     if quant_type == "nf4":
         table = _codebook("nf4").double()
@@ -265,8 +266,8 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
     _check_one_of("A's dtype", A.dtype, FLOATS)
     if blocksize <= 0:
         raise ValueError(f"blocksize must be positive, got {blocksize}")
-    scaled, absmax = _scaled_blocks(A, blocksize)
-    x = scaled[: A.numel()]
+    blocks, absmax = _blocks(A, blocksize)
+    x = (blocks * (1.0 / absmax).unsqueeze(1)).reshape(-1)[: A.numel()]
     table = _cpu(code).reshape(-1).float()
     pivot = torch.full(x.shape, 127)
     below, above = torch.zeros_like(pivot), torch.full_like(pivot, 255)
@@ -473,19 +474,19 @@ def _product(A: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.to(A.dtype).to(A.device)
 
 
-def _scaled_blocks(A: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
-    """A flat, padded with zeros to whole blocks and scaled by 1 / absmax in fp32, and absmax. NaN is no maximum."""
+def _blocks(A: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """A in fp32, flat, padded with zeros to whole blocks, ``[blocks, blocksize]``, and absmax. NaN is no maximum."""
     flat = _cpu(A).reshape(-1).float()
     blocks = -(-flat.numel() // blocksize)
     padded = torch.zeros(blocks * blocksize)
     padded[: flat.numel()] = flat
     by_block = padded.reshape(blocks, blocksize)
     absmax = by_block.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=1) if blocks else torch.empty(0)
-    return (by_block * _reciprocal(absmax).unsqueeze(1)).reshape(-1), absmax
+    return by_block, absmax
 
 
-def _reciprocal(x: Tensor) -> Tensor:
-    """1 / x in fp32 as the CUDA kernels have it: their fast reciprocal rounds up from about a quarter of an ulp.
+def _fast_reciprocal(x: Tensor) -> Tensor:
+    """1 / x in fp32 as CUDA's 4-bit kernels have it: their fast instruction rounds up from about a quarter of an ulp.
 
     That decides elements that lie at the very bound between two codes.
     """
