@@ -41,11 +41,12 @@ BNB_INLINE void update_2state(const Step& s, float g, float& p, float& state1, f
 }
 
 // MOMENTUM, RMSPROP, ADAGRAD and LION. g is scaled already. `numerator` is what RMSPROP and ADAGRAD divide: with 32-bit
-// states the gradient with weight decay in it (null), with 8-bit states the gradient as it came.
-template <int OPTIMIZER>
+// states the gradient with weight decay in it (null), with 8-bit states the gradient as it came. LION's parameter is
+// rounded to its dtype T after the decay too, as bitsandbytes' kernels do.
+template <class T, int OPTIMIZER>
 BNB_INLINE void update_1state(const Step& s, float g, const float* numerator, float& p, float& state1) {
   if constexpr (OPTIMIZER == LION) {
-    p = decayed(s, p) - s.update_scale * s.lr * sign_of(state1 * s.beta1 + (1 - s.beta1) * g);
+    p = to_float(from_float<T>(decayed(s, p))) - s.update_scale * s.lr * sign_of(state1 * s.beta1 + (1 - s.beta1) * g);
     state1 = state1 * s.beta2 + (1 - s.beta2) * g;
   } else {
     if (s.decay > 0) g += p * s.decay;

@@ -114,7 +114,7 @@ kOptimizer32bit1State(const T* g, T* p, float* state1, const float* unorm, float
   const Step step{beta1, beta2, 0, 0, eps, weight_decay, 0, 0, first != 0, lr, scale};
   const auto one = [&](float g, float& p, float& s1) __attribute__((always_inline)) {
     float q = p, t1 = s1;
-    update_1state<OPTIMIZER>(step, g * gnorm_scale, nullptr, q, t1);
+    update_1state<T, OPTIMIZER>(step, g * gnorm_scale, nullptr, q, t1);
     const bool keep = skip_zeros && g == 0;
     p = keep ? p : q, s1 = keep ? s1 : t1;
   };

@@ -262,7 +262,7 @@ kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* q
     for (int s = 0; s < N; s++) {
       s1[s] = map1.value(c1[s]) * old1;
       float q = ps[s], t1 = s1[s];
-      update_1state<OPTIMIZER>(step, gs[s] * gnorm_scale, &gs[s], q, t1);
+      update_1state<T, OPTIMIZER>(step, gs[s] * gnorm_scale, &gs[s], q, t1);
       const bool keep = skip_zeros && gs[s] == 0;
       ps[s] = keep ? ps[s] : q, s1[s] = keep ? s1[s] : t1;
       if (slots.valid(s)) new1 = magnitude(s1[s]) > new1 ? magnitude(s1[s]) : new1;
