@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 
-BENCHMARKS = ("dequantize_blockwise", "gemv_4bit", "gemm_4bit")
+BENCHMARKS = ("dequantize_blockwise", "gemv_4bit", "gemm_4bit", "optimizer_32bit", "optimizer_8bit_blockwise")
 
 
 def prepare() -> None:

@@ -123,7 +123,7 @@ CLASSES = {
     "Adam": lambda p: bnb.optim.Adam(p, lr=0.02),
     "AdamW": lambda p: bnb.optim.AdamW(p, lr=0.02),
     "LAMB": lambda p: bnb.optim.LAMB(p, lr=0.02, max_unorm=1.0),
-    "LARS": lambda p: bnb.optim.LARS(p, lr=0.02, momentum=0.9),
+    "LARS": lambda p: bnb.optim.LARS(p, lr=0.5, momentum=0.9, max_unorm=0.1),
     "SGD": lambda p: bnb.optim.SGD(p, lr=0.02, momentum=0.9),
     "Lion": lambda p: bnb.optim.Lion(p, lr=0.005),
     "RMSprop": lambda p: bnb.optim.RMSprop(p, lr=0.01),
@@ -145,7 +145,7 @@ def train(make, device, dtype=torch.float32, steps=20):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses, [p.detach().float().cpu() for p in model.parameters()]
 
 

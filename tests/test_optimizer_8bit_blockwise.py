@@ -17,8 +17,10 @@ def run(device, name, shape, dtype, steps=2, **options):
         g = gradient(shape, dtype, 10 * step)
         ours = expected.to(device)
         ours.step(g.to(device), step, **options)
+        before = expected.p.clone()
         expected.step(g, step, exact=True, **options)
-        check(ours, expected)
+        check(ours, expected, before=before)
+        assert expected.p.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
@@ -141,7 +143,7 @@ CLASSES = {
     "SGD8bit": lambda p: bnb.optim.SGD8bit(p, lr=0.02, momentum=0.9),
     "AdEMAMix8bit": lambda p: bnb.optim.AdEMAMix8bit(p, lr=0.01),
     "LAMB8bit": lambda p: bnb.optim.LAMB8bit(p, lr=0.02),
-    "LARS8bit": lambda p: bnb.optim.LARS8bit(p, lr=0.02, momentum=0.9),
+    "LARS8bit": lambda p: bnb.optim.LARS8bit(p, lr=0.1, momentum=0.9),
 }
 
 

@@ -39,7 +39,7 @@ struct Map {
 
   // `code` of a signed state, moved to the neighbour if it has not the state's sign.
   BNB_INLINE u32 with_sign(u32 code, float state) const {
-    const bool same = (code < first_nonnegative) == (bits_as<u32>(state) >> 31 != 0);
+    const bool same = (code < first_nonnegative) == (state < 0);  // -0 is no negative
     return (same ? code : code + (state > 0 ? 1 : 255)) & 255;
   }
 };

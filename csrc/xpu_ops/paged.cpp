@@ -17,10 +17,6 @@ void* bnb_xpu_malloc_shared(size_t bytes, void* queue, char* message, size_t mes
   return pointer;
 }
 
-int bnb_xpu_free_shared(void* pointer, void* queue, char* message, size_t message_size) {
-  return bnb::guarded(message, message_size, [&] { sycl::free(pointer, *static_cast<sycl::queue*>(queue)); });
-}
-
 int bnb_xpu_prefetch(const void* pointer, size_t bytes, void* queue, char* message, size_t message_size) {
   return bnb::guarded(message, message_size, [&] { static_cast<sycl::queue*>(queue)->prefetch(pointer, bytes); });
 }

@@ -66,9 +66,8 @@ BNB_EXPORT int coptimizer_static_8bit_blockwise(int dtype, int optimizer, void* 
 // ---- memory shared by host and device: paged optimizer states ------------------------------------------------------
 // *shared = 1 if the queue's device can use the memory at `pointer`, which the host can too.
 BNB_EXPORT int cis_shared(const void* pointer, int* shared, void* queue, char* message, size_t message_size);
-// Null, and a message, if there is none.
+// Memory for both, for the rest of the process; null, and a message, if there is none.
 BNB_EXPORT void* bnb_xpu_malloc_shared(size_t bytes, void* queue, char* message, size_t message_size);
-BNB_EXPORT int bnb_xpu_free_shared(void* pointer, void* queue, char* message, size_t message_size);
 // A hint to bring the memory to the device.
 BNB_EXPORT int bnb_xpu_prefetch(const void* pointer, size_t bytes, void* queue, char* message, size_t message_size);
 // Fills with `count` items of 4 bytes or 1. Asynchronous.

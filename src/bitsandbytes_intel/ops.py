@@ -7,7 +7,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 
-from . import runtime
+from . import paged, runtime
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ def unregister() -> None:
     """Take our operators back: upstream's answer again."""
     if _torch_library is not None:
         _torch_library.bnb_torch_unregister_all()
+        paged.uninstall()
     _registered.clear()
 
 
@@ -92,6 +93,8 @@ def _register(device: str) -> None:
     for operator in ours:
         if lib.bnb_torch_register(device.upper().encode(), operator.name.encode(), message, len(message)):
             raise runtime.KernelError(message.value.decode(errors="replace"))
+    if device == "xpu":
+        paged.install()
     _registered[device] = ours
     _log.info("%d operators registered on %s", len(ours), device)
 

@@ -522,7 +522,7 @@ def optimizer_update_8bit_blockwise(
     As :func:`optimizer_update_32bit`, but: a NaN or infinite gradient leaves the parameter as it is and makes the states
     0 (adam, lamb and ademamix); rmsprop and adagrad divide the gradient as it came, without gnorm_scale and weight
     decay. A code is that of the nearest value, a tie goes to the even code; of state1 it then moves to the neighbour if
-    its value has another sign than the state. In a block of zeros, state1 has code 255 and state2 code 0.
+    its value has another sign than the state (-0 is no negative). In a block of zeros, state1 has code 255 and state2 code 0.
 
     Args:
         optimizer_name, g, p, beta1, beta2, beta3, alpha, eps, step, lr, weight_decay, gnorm_scale, skip_zeros: As there.
@@ -749,7 +749,7 @@ def _quantize_states(state: Tensor, codes: Tensor, absmax: Tensor, qmap: Tensor,
     below, upto = torch.bucketize(x, bounds, right=False), torch.bucketize(x, bounds, right=True)
     found = torch.where((below == upto) | (below % 2 == 0), below, upto).where(~x.isnan(), 0)
     if signed:
-        other = table[found].signbit() != state.signbit()
+        other = table[found].signbit() != (state < 0)
         found = torch.where(other, found + torch.where(state > 0, 1, -1), found) % 256
     codes.copy_(found.to(torch.uint8).reshape(codes.shape))
     absmax.copy_(largest.float().reshape(absmax.shape))
