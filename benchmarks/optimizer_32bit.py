@@ -29,5 +29,7 @@ def add_rows(report: Report) -> None:
             ours, upstream = in_turns(step, rounds=3, repeats=2)
             states = {"adam": 2, "ademamix": 3}.get(name, 1)
             share = N * (3 * dtype.itemsize + 8 * states) / ours / 1e6 / report.copy_gbps
-            row = Row("optimizer_update_32bit", f"{name} {N} {dtype}".replace("torch.", ""), ours, upstream, share, "copy")
+            row = Row(
+                "optimizer_update_32bit", f"{name} {N} {dtype}".replace("torch.", ""), ours, upstream, share, "copy"
+            )
             report.add(row, ratio=1)

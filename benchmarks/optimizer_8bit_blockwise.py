@@ -60,5 +60,12 @@ def add_rows(report: Report) -> None:
             upstream = on_cpu(lambda: theirs(2), 3) * 1e3
             states = {"adam": 2, "ademamix": 3}.get(name, 1)
             share = N * (3 * dtype.itemsize + 2 * states) / mine / 1e6 / report.copy_gbps
-            row = Row("optimizer_update_8bit_blockwise", f"{name} {N} {dtype}".replace("torch.", ""), mine, upstream, share, "copy")
+            row = Row(
+                "optimizer_update_8bit_blockwise",
+                f"{name} {N} {dtype}".replace("torch.", ""),
+                mine,
+                upstream,
+                share,
+                "copy",
+            )
             report.add(row, ratio=5)

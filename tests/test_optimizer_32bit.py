@@ -48,7 +48,7 @@ def test_sizes(device, name, dtype):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=short)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=short)
 @pytest.mark.parametrize("name", NAMES)
 def test_options(device, name, dtype, options):
     ours, expected = run(device, name, (3001,), dtype, **options)
@@ -83,7 +83,7 @@ def test_not_contiguous(device, name):
     check(ours, plain)
 
 
-@pytest.mark.parametrize("offset", (1, 2, 3))
+@pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 def test_offsets(device, dtype, offset):
     plain = Problem.random("ademamix", (5000,), dtype, 32)
@@ -149,7 +149,7 @@ def train(make, device, dtype=torch.float32, steps=20):
     return losses, [p.detach().float().cpu() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=short)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("name", CLASSES)
 def test_training(device, name, dtype):
     losses, _ = train(CLASSES[name], device, dtype)

@@ -35,7 +35,7 @@ def test_sizes(device, name, dtype):
     [{"weight_decay": 0.1}, {"gnorm_scale": 0.3, "weight_decay": 0.01}, {"skip_zeros": True, "weight_decay": 0.1}],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=short)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=short)
 @pytest.mark.parametrize("name", NAMES)
 def test_options(device, name, dtype, options):
     run(device, name, (3001,), dtype, steps=3, **options)
@@ -125,7 +125,9 @@ def test_tiny_gradients(device, name):
 def test_nothing_is_written_behind_a_partial_block(device):
     for size in (1, 255, 300):
         problem = Problem.random("adam", (size,), torch.float16, 8).to(device)
-        guarded = {key: torch.full((size + 512,), 7, dtype=t.dtype, device=device) for key, t in problem.tensors().items()}
+        guarded = {
+            key: torch.full((size + 512,), 7, dtype=t.dtype, device=device) for key, t in problem.tensors().items()
+        }
         for key in ("p", "state1", "state2"):
             guarded[key][:size] = getattr(problem, key)
             setattr(problem, key, guarded[key][:size])
@@ -147,7 +149,7 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=short)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @pytest.mark.parametrize("name", CLASSES)
 def test_training(device, name, dtype):
     losses, _ = train(CLASSES[name], device, dtype)

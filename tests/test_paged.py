@@ -10,7 +10,7 @@ from helpers import ops, short
 from optimizers import Problem, gradient
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.uint8), ids=short)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=short)
 def test_paged_memory(device, dtype):
     buffer = F.get_paged(300, 7, dtype=dtype, device=torch.device(device, 0))
     F.fill(buffer, 3)
@@ -23,7 +23,7 @@ def test_paged_memory(device, dtype):
     assert (buffer == 3).all()
 
 
-@pytest.mark.parametrize("bits", (8, 32))
+@pytest.mark.parametrize("bits", [8, 32])
 def test_a_step_on_paged_states(device, bits):
     plain = Problem.random("adam", (5000,), torch.float32, bits).to(device)
     paged = plain.to(device)
@@ -40,7 +40,9 @@ def test_a_step_on_paged_states(device, bits):
         assert torch.equal(tensor.cpu(), paged.tensors()[key].cpu()), key
 
 
-@pytest.mark.parametrize("pair", [("PagedAdamW", "AdamW"), ("PagedAdamW8bit", "AdamW8bit"), ("PagedLion8bit", "Lion8bit")])
+@pytest.mark.parametrize(
+    "pair", [("PagedAdamW", "AdamW"), ("PagedAdamW8bit", "AdamW8bit"), ("PagedLion8bit", "Lion8bit")]
+)
 def test_paged_optimizers_train_as_others(device, pair):
     ends = []
     for name in pair:
