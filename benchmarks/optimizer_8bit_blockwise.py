@@ -1,11 +1,12 @@
 """optimizer_update_8bit_blockwise against upstream's and the copy bandwidth.
 
-The limit is memory: gradient, parameter and codes in, parameter and codes out. Upstream has no 8-bit optimizer on an XPU
-without Triton; its CPU operators, on the same values, stand in.
+The limit is memory: gradient, parameter and codes in, parameter and codes out. Upstream has no 8-bit optimizer on an
+XPU without Triton; its CPU operators, on the same values, stand in.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -55,9 +56,9 @@ def add_rows(report: Report) -> None:
         for dtype in DTYPES:
             ours, theirs = problem(name, dtype, DEVICE), problem(name, dtype, "cpu")
             ours(1)
-            mine = statistics.median(timed(lambda i=i: ours(i)) for i in range(2, 11)) * 1e3
+            mine = statistics.median(timed(lambda i=i, ours=ours: ours(i)) for i in range(2, 11)) * 1e3
             theirs(1)
-            upstream = on_cpu(lambda: theirs(2), 3) * 1e3
+            upstream = on_cpu(functools.partial(theirs, 2), 3) * 1e3
             states = {"adam": 2, "ademamix": 3}.get(name, 1)
             share = N * (3 * dtype.itemsize + 2 * states) / mine / 1e6 / report.copy_gbps
             row = Row(

@@ -2,7 +2,8 @@
 
 A function has the name and the arguments of its operator in ``torch.ops.bitsandbytes`` (without the ``.out`` variants).
 It copies its arguments to the CPU, computes there without shortcuts, and returns its result on the device of the first
-argument. Arguments are never changed, but by the optimizers, whose work that is. It is slow, and meant for tests and for validation on a user's machine.
+argument. Arguments are never changed, but by the optimizers, whose work that is. It is slow, and meant for tests and
+for validation on a user's machine.
 
 Precision: dequantisation multiplies in fp32 and rounds once to the wanted dtype, so results are exact to the bit.
 Matrix products take the weights unrounded, sum in fp64, and round once to the wanted dtype; see
@@ -38,8 +39,8 @@ __all__ = [
     "int8_scaled_mm",
     "int8_vectorwise_dequant",
     "int8_vectorwise_quant",
-    "optimizer_update_32bit",
     "optimizer_update_8bit_blockwise",
+    "optimizer_update_32bit",
     "product_tolerance",
     "quantize_4bit",
     "quantize_blockwise",
@@ -459,7 +460,13 @@ def optimizer_update_32bit(
             sum of its first state; of lion the sum of its state after one more step, which counts for the next step.
         max_unorm: The update's norm is at most this much of param_norm; 0 for no limit.
         param_norm: The norm of the parameter.
-        beta1, beta2, beta3, alpha, eps, weight_decay, lr: Hyperparameters.
+        beta1: Of state1.
+        beta2: Of state2; lion's state.
+        beta3: Of ademamix's second row of state1.
+        alpha: How much that row counts for.
+        eps: Added to the divisor.
+        weight_decay: As above.
+        lr: The learning rate.
         step: The number of this step, from 1.
         gnorm_scale: The gradient is multiplied by it.
         skip_zeros: Elements whose gradient is 0 stay as they are.
@@ -519,17 +526,15 @@ def optimizer_update_8bit_blockwise(
 ) -> None:
     """One step of an optimizer with 8-bit states in blocks of 256, in place, in fp64 between the codes.
 
-    As :func:`optimizer_update_32bit`, but: a NaN or infinite gradient leaves the parameter as it is and makes the states
-    0 (adam, lamb and ademamix); rmsprop and adagrad divide the gradient as it came, without gnorm_scale and weight
-    decay. A code is that of the nearest value, a tie goes to the even code; of state1 it then moves to the neighbour if
-    its value has another sign than the state (-0 is no negative). In a block of zeros, state1 has code 255 and state2 code 0.
+    As :func:`optimizer_update_32bit`, but: a NaN or infinite gradient leaves the parameter as it is and makes states 0
+    (adam, lamb and ademamix); rmsprop and adagrad divide the gradient as it came, without gnorm_scale and weight
+    decay. A code is that of the nearest value, a tie goes to the even code; of state1 it moves to the neighbour if its
+    value has another sign than the state (-0 is no negative). In a block of zeros, state1 has code 255 and state2
+    code 0. The arguments are those of there, with states in uint8, and:
 
-    Args:
-        optimizer_name, g, p, beta1, beta2, beta3, alpha, eps, step, lr, weight_decay, gnorm_scale, skip_zeros: As there.
-        state1, state2: uint8, of the shapes there.
-        qmap1, qmap2: fp32, 256 increasing values.
-        absmax1: fp32, ``[blocks]``, with ademamix ``[2, blocks]``; changed.
-        absmax2: fp32, ``[blocks]``, for adam, lamb and ademamix; changed.
+    * qmap1, qmap2: fp32, 256 increasing values; qmap2 for adam, lamb and ademamix, as absmax2.
+    * absmax1: fp32, ``[blocks]``, with ademamix ``[2, blocks]``; changed.
+    * absmax2: fp32, ``[blocks]``; changed.
 
     Raises:
         ValueError: an argument is none of these.
@@ -664,7 +669,8 @@ def _check_optimizer(
         raise ValueError(f"p must have g's dtype and size, {g.dtype} and {g.numel()}, got {p.dtype} and {p.numel()}")
     two, rows = name in ("adam", "lamb", "ademamix"), 2 if name == "ademamix" else 1
     if state1.dtype != dtype or state1.numel() != rows * g.numel():
-        raise ValueError(f"state1 must have {rows * g.numel()} elements of {dtype}, got {state1.numel()} of {state1.dtype}")
+        wanted = f"{rows * g.numel()} elements of {dtype}"
+        raise ValueError(f"state1 must have {wanted}, got {state1.numel()} of {state1.dtype}")
     if two and (state2 is None or state2.dtype != dtype or state2.numel() != g.numel()):
         raise ValueError(f"state2 must have {g.numel()} elements of {dtype} for {name}")
     if step < 1:
