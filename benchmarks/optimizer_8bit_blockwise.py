@@ -44,7 +44,8 @@ def problem(name: str, dtype: torch.dtype, device: str) -> Callable[[int], None]
 
     def step(i: int) -> None:
         BNB.optimizer_update_8bit_blockwise(
-            name, g, p, state1, state2, 0.9, 0.999, 0.9999, 5.0, 1e-8, i, 1e-4, qmap1, qmap2, absmax1, absmax2, 0.01, 1.0, False
+            name, g, p, state1, state2, 0.9, 0.999, 0.9999, 5.0, 1e-8, i, 1e-4,
+            qmap1, qmap2, absmax1, absmax2, 0.01, 1.0, False,
         )  # fmt: skip
 
     return step
