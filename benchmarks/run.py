@@ -13,7 +13,15 @@ import os
 import pathlib
 import sys
 
-BENCHMARKS = ("dequantize_blockwise", "quantize_blockwise", "gemv_4bit", "gemm_4bit", "int8")
+BENCHMARKS = (
+    "dequantize_blockwise",
+    "quantize_blockwise",
+    "gemv_4bit",
+    "gemm_4bit",
+    "int8",
+    "optimizer_32bit",
+    "optimizer_8bit_blockwise",
+)
 
 
 def prepare() -> None:

@@ -54,12 +54,12 @@ void check_float(const char* op, const char* argument, ScalarType dtype) {
     fail(op, ": ", argument, " must be float16, bfloat16 or float32, got ", name_of(dtype));
 }
 
-void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A) {
+void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A, const char* like) {
   int32_t type, wanted;
   aoti_torch_get_device_type(tensor.get(), &type);
   aoti_torch_get_device_type(A.get(), &wanted);
   if (type != wanted || tensor.get_device_index() != A.get_device_index())
-    fail(op, ": ", argument, " must be on ", text_of_device(A), " like A, got ", text_of_device(tensor));
+    fail(op, ": ", argument, " must be on ", text_of_device(A), " like ", like, ", got ", text_of_device(tensor));
 }
 
 void check_numel(const char* op, const char* argument, const Tensor& tensor, int64_t expected, const char* why) {
@@ -220,6 +220,9 @@ BNB_EXPORT int bnb_torch_use_xpu_library(const char* path, char* message, size_t
     take(bnb::xpu_backend.int8_column_quant, "cint8_column_quant");
     take(bnb::xpu_backend.int8_vector_dequant, "cint8_vector_dequant");
     take(bnb::xpu_backend.dequant_mm_int32, "cdequant_mm_int32");
+    take(bnb::xpu_backend.optimizer32bit, "coptimizer32bit");
+    take(bnb::xpu_backend.optimizer_static_8bit_blockwise, "coptimizer_static_8bit_blockwise");
+    take(bnb::xpu_backend.is_shared, "cis_shared");
     take(bnb::xpu_backend.dequantize_blockwise, "cdequantize_blockwise");
   });
 }

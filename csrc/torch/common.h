@@ -40,7 +40,7 @@ std::string text_of_device(const Tensor& tensor);
 void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType expected);
 // One of float16, bfloat16, float32.
 void check_float(const char* op, const char* argument, ScalarType dtype);
-void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A);
+void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A, const char* like = "A");
 // At least `expected` elements.
 void check_numel(const char* op, const char* argument, const Tensor& tensor, int64_t expected, const char* why);
 void check_shape(const char* op, const char* argument, const Tensor& tensor, Sizes expected);
@@ -94,6 +94,9 @@ struct Backend {
   decltype(&cint8_column_quant) int8_column_quant;
   decltype(&cint8_vector_dequant) int8_vector_dequant;
   decltype(&cdequant_mm_int32) dequant_mm_int32;
+  decltype(&coptimizer32bit) optimizer32bit;
+  decltype(&coptimizer_static_8bit_blockwise) optimizer_static_8bit_blockwise;
+  decltype(&cis_shared) is_shared;
 };
 
 // One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream.

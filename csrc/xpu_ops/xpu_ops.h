@@ -75,6 +75,41 @@ BNB_EXPORT int cdequant_mm_int32(int dtype, const int32_t* A, const float* row_s
                                  const void* bias, int bias_dtype, const void* addend, int64_t rows, int64_t cols, void* queue,
                                  char* message, size_t message_size);
 
+// LAMB is ADAM and LARS is MOMENTUM, with max_unorm.
+enum BnbOptimizer { BNB_ADAM = 0, BNB_MOMENTUM = 1, BNB_RMSPROP = 2, BNB_ADAGRAD = 4, BNB_LION = 5, BNB_ADEMAMIX = 6 };
+
+struct BnbOptimizerStep {
+  float beta1, beta2, beta3, alpha, eps, weight_decay, lr, gnorm_scale;
+  float max_unorm, param_norm;  // 32-bit states alone
+  int32_t step;                 // from 1
+  int32_t skip_zeros;           // elements whose gradient is 0 stay as they are
+};
+
+// One step with 32-bit states, in place, n elements. state2 is ADAM's and ADEMAMIX's; ADEMAMIX's state1 has two rows
+// of n. With max_unorm, unorm[0] becomes the square of the update's norm, and `scratch` is BNB_UNORM_SCRATCH floats.
+enum { BNB_UNORM_SCRATCH = 2048 };
+BNB_EXPORT int coptimizer32bit(int dtype, int optimizer, const void* g, void* p, float* state1, float* state2, float* unorm,
+                               float* scratch, const BnbOptimizerStep* step, int64_t n, void* queue, char* message,
+                               size_t message_size);
+
+// The same with 8-bit states in blocks of 256, and the maps (256 increasing values) and absmax (one for each block; of
+// ADEMAMIX's state1 two rows) that go with them.
+BNB_EXPORT int coptimizer_static_8bit_blockwise(int dtype, int optimizer, void* p, const void* g, uint8_t* state1,
+                                                uint8_t* state2, const float* quantiles1, const float* quantiles2,
+                                                float* absmax1, float* absmax2, const BnbOptimizerStep* step, int64_t n,
+                                                void* queue, char* message, size_t message_size);
+
+// ---- memory shared by host and device: paged optimizer states ------------------------------------------------------
+// *shared = 1 if the queue's device can use the memory at `pointer`, which the host can too.
+BNB_EXPORT int cis_shared(const void* pointer, int* shared, void* queue, char* message, size_t message_size);
+// Memory for both, for the rest of the process; null, and a message, if there is none.
+BNB_EXPORT void* bnb_xpu_malloc_shared(size_t bytes, void* queue, char* message, size_t message_size);
+// A hint to bring the memory to the device.
+BNB_EXPORT int bnb_xpu_prefetch(const void* pointer, size_t bytes, void* queue, char* message, size_t message_size);
+// Fills with `count` items of 4 bytes or 1. Asynchronous.
+BNB_EXPORT int bnb_xpu_fill(void* pointer, uint32_t value, size_t item_size, size_t count, void* queue, char* message,
+                            size_t message_size);
+
 // ---- kernels --------------------------------------------------------------------------------------------------------
 // Called, with the runtime locked, when an operator needs a family of kernels that is not there yet. It must call
 // bnb_xpu_load or bnb_xpu_compile for it. Without a builder, families are compiled and not kept.

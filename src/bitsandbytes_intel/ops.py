@@ -7,7 +7,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 
-from . import runtime
+from . import paged, runtime
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ OPERATORS = (
     Operator("int8_mm_dequant", ("xpu",), "SYCL"),
     Operator("int8_scaled_mm", ("xpu",), "oneDNN, SYCL"),
     Operator("int8_mixed_scaled_mm", ("xpu",), "oneDNN, SYCL"),
+    Operator("optimizer_update_32bit", ("xpu",), "SYCL"),
+    Operator("optimizer_update_8bit_blockwise", ("xpu",), "SYCL"),
 )
 
 _registered: dict[str, tuple[Operator, ...]] = {}
@@ -83,6 +85,7 @@ def unregister() -> None:
     """Take our operators back: upstream's answer again."""
     if _torch_library is not None:
         _torch_library.bnb_torch_unregister_all()
+        paged.uninstall()
     _registered.clear()
 
 
@@ -98,6 +101,8 @@ def _register(device: str) -> None:
     for operator in ours:
         if lib.bnb_torch_register(device.upper().encode(), operator.name.encode(), message, len(message)):
             raise runtime.KernelError(message.value.decode(errors="replace"))
+    if device == "xpu":
+        paged.install()
     _registered[device] = ours
     _log.info("%d operators registered on %s", len(ours), device)
 

@@ -2,7 +2,8 @@
 
 A function has the name and the arguments of its operator in ``torch.ops.bitsandbytes`` (without the ``.out`` variants).
 It copies its arguments to the CPU, computes there without shortcuts, and returns its result on the device of the first
-argument. Arguments are never changed. It is slow, and meant for tests and for validation on a user's machine.
+argument. Arguments are never changed, but by the optimizers, whose work that is. It is slow, and meant for tests and
+for validation on a user's machine.
 
 Precision: dequantisation multiplies in fp32 and rounds once to the wanted dtype, so results are exact to the bit.
 Matrix products take the weights unrounded, sum in fp64, and round once to the wanted dtype; see
@@ -38,6 +39,8 @@ __all__ = [
     "int8_scaled_mm",
     "int8_vectorwise_dequant",
     "int8_vectorwise_quant",
+    "optimizer_update_8bit_blockwise",
+    "optimizer_update_32bit",
     "product_tolerance",
     "quantize_4bit",
     "quantize_blockwise",
@@ -433,6 +436,140 @@ def int8_mixed_scaled_mm(
     return out.to(A.dtype).to(A.device), outliers.to(A.device)
 
 
+def optimizer_update_32bit(
+    optimizer_name: str,
+    g: Tensor,
+    p: Tensor,
+    state1: Tensor,
+    state2: Tensor | None,
+    unorm_vec: Tensor | None,
+    max_unorm: float,
+    param_norm: float,
+    beta1: float,
+    beta2: float,
+    beta3: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    lr: float,
+    gnorm_scale: float,
+    skip_zeros: bool = False,
+) -> None:
+    """One step of an optimizer with 32-bit states, in place, in fp64 (the hyperparameters as fp32 holds them).
+
+    Weight decay shrinks the parameter by ``1 - lr * weight_decay`` (adam, lamb and ademamix: after the update; lion:
+    before, and rounded), or is added to the gradient (momentum, lars, rmsprop, adagrad). The trust ratio of max_unorm
+    applies to all but ademamix and adagrad; the norm that it limits is that of the update without weight decay.
+
+    Args:
+        optimizer_name: "adam", "lamb", "ademamix", "momentum", "lars", "rmsprop", "adagrad" or "lion".
+        g: Gradient: float16, bfloat16 or float32.
+        p: Parameter, of g's dtype and shape; changed.
+        state1: fp32, of g's shape; with ademamix ``[2, *g.shape]``; changed.
+        state2: fp32, of g's shape, for adam, lamb and ademamix; changed.
+        unorm_vec: fp32, ``[1]``, where max_unorm is not 0: it becomes the square of the update's norm. Of ademamix the
+            sum of its first state; of lion the sum of its state after one more step, which counts for the next step.
+        max_unorm: The update's norm is at most this much of param_norm; 0 for no limit.
+        param_norm: The norm of the parameter.
+        beta1: Of state1.
+        beta2: Of state2; lion's state.
+        beta3: Of ademamix's second row of state1.
+        alpha: How much that row counts for.
+        eps: Added to the divisor.
+        weight_decay: As above.
+        lr: The learning rate.
+        step: The number of this step, from 1.
+        gnorm_scale: The gradient is multiplied by it.
+        skip_zeros: Elements whose gradient is 0 stay as they are.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    two, rows = _check_optimizer(optimizer_name, g, p, state1, state2, step, torch.float32)
+    n = g.numel()
+    h = _Hyperparameters(beta1, beta2, beta3, alpha, eps, weight_decay, step, lr)
+    raw = _cpu(g).reshape(-1).double()
+    x, q = raw * _fp32(gnorm_scale), _cpu(p).reshape(-1).double()
+    s1 = _cpu(state1).reshape(rows, n).double()
+    s2 = _cpu(state2).reshape(n).double() if two else None  # type: ignore[arg-type]
+    ratio = 1.0
+    if max_unorm > 0:
+        if unorm_vec is None:
+            raise ValueError("unorm_vec must be given with max_unorm, got None")
+        norm2 = float(unorm_vec) if optimizer_name == "lion" else _update_norm2(optimizer_name, h, x, s1, s2)
+        limit = _fp32(max_unorm) * _fp32(param_norm) + (0.0 if two else h.eps)
+        norm = math.sqrt(norm2) if norm2 >= 0 else 0.0
+        if norm > limit and optimizer_name not in ("ademamix", "adagrad"):
+            ratio = limit / norm
+    new_q, new_s1, new_s2 = _update(optimizer_name, h, x, x, q, s1, s2, ratio, p.dtype)
+    keep = (raw == 0) & bool(skip_zeros)
+    new_s1 = torch.where(keep, s1, new_s1)
+    p.copy_(torch.where(keep, q, new_q).to(p.dtype).reshape(p.shape))
+    state1.copy_(new_s1.float().reshape(state1.shape))
+    if two:
+        state2.copy_(torch.where(keep, s2, new_s2).float().reshape(state2.shape))  # type: ignore[union-attr, arg-type]
+    if max_unorm > 0:
+        if optimizer_name == "lion":
+            norm2 = _update_norm2(optimizer_name, h, x, new_s1, s2)
+        unorm_vec.fill_(norm2)  # type: ignore[union-attr]
+
+
+def optimizer_update_8bit_blockwise(
+    optimizer_name: str,
+    g: Tensor,
+    p: Tensor,
+    state1: Tensor,
+    state2: Tensor | None,
+    beta1: float,
+    beta2: float,
+    beta3: float,
+    alpha: float,
+    eps: float,
+    step: int,
+    lr: float,
+    qmap1: Tensor,
+    qmap2: Tensor | None,
+    absmax1: Tensor,
+    absmax2: Tensor | None,
+    weight_decay: float,
+    gnorm_scale: float,
+    skip_zeros: bool = False,
+) -> None:
+    """One step of an optimizer with 8-bit states in blocks of 256, in place, in fp64 between the codes.
+
+    As :func:`optimizer_update_32bit`, but: a NaN or infinite gradient leaves the parameter as it is and makes states 0
+    (adam, lamb and ademamix); rmsprop and adagrad divide the gradient as it came, without gnorm_scale and weight
+    decay. A code is that of the nearest value, a tie goes to the even code; of state1 it moves to the neighbour if its
+    value has another sign than the state (-0 is no negative). In a block of zeros, state1 has code 255 and state2
+    code 0. The arguments are those of there, with states in uint8, and:
+
+    * qmap1, qmap2: fp32, 256 increasing values; qmap2 for adam, lamb and ademamix, as absmax2.
+    * absmax1: fp32, ``[blocks]``, with ademamix ``[2, blocks]``; changed.
+    * absmax2: fp32, ``[blocks]``; changed.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+    two, rows = _check_optimizer(optimizer_name, g, p, state1, state2, step, torch.uint8)
+    if two and (qmap2 is None or absmax2 is None):
+        raise ValueError(f"qmap2 and absmax2 must be given for {optimizer_name}")
+    n = g.numel()
+    h = _Hyperparameters(beta1, beta2, beta3, alpha, eps, weight_decay, step, lr)
+    raw, q = _cpu(g).reshape(-1).double(), _cpu(p).reshape(-1).double()
+    s1 = _dequantized_states(state1, absmax1, qmap1, rows, n)
+    s2 = _dequantized_states(state2, absmax2, qmap2, 1, n)[0] if two else None  # type: ignore[arg-type]
+    new_q, new_s1, new_s2 = _update(optimizer_name, h, raw * _fp32(gnorm_scale), raw, q, s1, s2, 1.0, p.dtype)
+    keep = (raw == 0) & bool(skip_zeros)
+    if two:
+        usable = raw.isfinite()
+        new_q, new_s1 = torch.where(usable, new_q, q), torch.where(usable, new_s1, 0.0)
+        new_s2 = torch.where(keep, s2, torch.where(usable, new_s2, 0.0))  # type: ignore[arg-type]
+        _quantize_states(new_s2.unsqueeze(0), state2, absmax2, qmap2, signed=False)  # type: ignore[arg-type]
+    p.copy_(torch.where(keep, q, new_q).to(p.dtype).reshape(p.shape))
+    _quantize_states(torch.where(keep, s1, new_s1), state1, absmax1, qmap1, signed=True)
+
+
 # ---- what they share ------------------------------------------------------------------------------------------------
 def _cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu").contiguous()
@@ -506,6 +643,134 @@ def _fast_reciprocal(x: Tensor) -> Tensor:
     exponent = torch.frexp(exact).exponent
     ulp = torch.ldexp(torch.full_like(exact, 2.0**-24), exponent)
     return torch.where(exact.isfinite() & (exact > 0), exact + ulp / 4, exact).float()
+
+
+OPTIMIZERS = ("adam", "lamb", "ademamix", "momentum", "lars", "rmsprop", "adagrad", "lion")
+
+
+def _fp32(x: float) -> float:
+    return float(torch.tensor(float(x), dtype=torch.float32))
+
+
+class _Hyperparameters:
+    """As the kernels hold them: rounded to fp32."""
+
+    def __init__(
+        self,
+        beta1: float,
+        beta2: float,
+        beta3: float,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        lr: float,
+    ) -> None:
+        self.beta1, self.beta2, self.beta3, self.alpha = _fp32(beta1), _fp32(beta2), _fp32(beta3), _fp32(alpha)
+        self.eps, self.weight_decay, self.lr, self.step = _fp32(eps), _fp32(weight_decay), _fp32(lr), step
+        self.correction1, self.correction2 = 1 - self.beta1**step, math.sqrt(1 - self.beta2**step)
+
+
+def _check_optimizer(
+    name: str, g: Tensor, p: Tensor, state1: Tensor, state2: Tensor | None, step: int, dtype: torch.dtype
+) -> tuple[bool, int]:
+    """Whether the optimizer has state2, and how many rows state1 has."""
+    _check_one_of("optimizer_name", name, OPTIMIZERS)
+    _check_one_of("g's dtype", g.dtype, FLOATS)
+    if p.dtype != g.dtype or p.numel() != g.numel():
+        raise ValueError(f"p must have g's dtype and size, {g.dtype} and {g.numel()}, got {p.dtype} and {p.numel()}")
+    two, rows = name in ("adam", "lamb", "ademamix"), 2 if name == "ademamix" else 1
+    if state1.dtype != dtype or state1.numel() != rows * g.numel():
+        wanted = f"{rows * g.numel()} elements of {dtype}"
+        raise ValueError(f"state1 must have {wanted}, got {state1.numel()} of {state1.dtype}")
+    if two and (state2 is None or state2.dtype != dtype or state2.numel() != g.numel()):
+        raise ValueError(f"state2 must have {g.numel()} elements of {dtype} for {name}")
+    if step < 1:
+        raise ValueError(f"step must be at least 1, got {step}")
+    return two, rows
+
+
+def _update(
+    name: str, h: _Hyperparameters, g: Tensor, raw: Tensor, p: Tensor, s1: Tensor, s2: Tensor | None, ratio: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Parameter and states after a step; ``g`` is the scaled gradient, ``raw`` what rmsprop and adagrad divide."""
+    if name in ("adam", "lamb", "ademamix"):
+        assert s2 is not None
+        m = s1[0] * h.beta1 + (1 - h.beta1) * g
+        s2 = s2 * h.beta2 + (1 - h.beta2) * g * g
+        if name == "ademamix":
+            slow = s1[1] * h.beta3 + (1 - h.beta3) * g
+            p = p - h.lr * (m / h.correction1 + h.alpha * slow) / (s2.sqrt() / h.correction2 + h.eps)
+            m = torch.stack([m, slow])
+        else:
+            update = h.correction2 / h.correction1 * m / (s2.sqrt() + h.eps * h.correction2)
+            p = p - ratio * h.lr * update
+        return p * (1 - h.lr * h.weight_decay), m.reshape(s1.shape), s2
+    s = s1[0]
+    if name == "lion":
+        p = (p * (1 - h.lr * h.weight_decay)).to(dtype).double()
+        p = p - ratio * h.lr * (s * h.beta1 + (1 - h.beta1) * g).sign().nan_to_num(0.0)
+        return p, (s * h.beta2 + (1 - h.beta2) * g).unsqueeze(0), None
+    above = raw if raw is not g else None
+    g = g + p * h.weight_decay
+    above = g if above is None else above
+    if name in ("momentum", "lars"):
+        s = g if h.step == 1 else s * h.beta1 + g
+        return p - ratio * h.lr * s, s.unsqueeze(0), None
+    if name == "rmsprop":
+        s = s * h.beta1 + (1 - h.beta1) * g * g
+    else:
+        s, ratio = s + g * g, 1.0
+    return p - ratio * h.lr * above / (s.sqrt() + h.eps), s.unsqueeze(0), None
+
+
+def _update_norm2(name: str, h: _Hyperparameters, g: Tensor, s1: Tensor, s2: Tensor | None) -> float:
+    """What bitsandbytes writes to unorm_vec."""
+    s = s1[0]
+    if name == "ademamix":
+        return float(s.sum())
+    if name == "lion":
+        return float((s * h.beta2 + (1 - h.beta2) * g).sum())
+    if s2 is not None:
+        v = (s2 * h.beta2 + (1 - h.beta2) * g * g) / h.correction2**2
+        update = (s * h.beta1 + (1 - h.beta1) * g) / h.correction1 / (v.sqrt() + h.eps)
+    elif name in ("momentum", "lars"):
+        update = g if h.step == 1 else s * h.beta1 + g
+    elif name == "rmsprop":
+        update = g / ((s * h.beta1 + (1 - h.beta1) * g * g).sqrt() + h.eps)
+    else:
+        update = g / ((s + g * g).sqrt() + h.eps)
+    return float((update * update).sum())
+
+
+def _dequantized_states(codes: Tensor, absmax: Tensor, qmap: Tensor, rows: int, n: int) -> Tensor:
+    """``[rows, n]``, fp64."""
+    scales = _cpu(absmax).reshape(rows, -1)
+    if scales.shape[1] != -(-n // 256):
+        raise ValueError(f"absmax must have {rows} times {-(-n // 256)} elements, got {absmax.numel()}")
+    values = _cpu(qmap).reshape(-1)[_cpu(codes).reshape(rows, n).long()].double()
+    return values * scales.double()[:, torch.arange(n) // 256]
+
+
+def _quantize_states(state: Tensor, codes: Tensor, absmax: Tensor, qmap: Tensor, signed: bool) -> None:
+    """Quantises ``[rows, n]`` in blocks of 256 of each row."""
+    rows, n = state.shape
+    blocks = -(-n // 256)
+    padded = torch.zeros(rows, blocks * 256, dtype=torch.float64)
+    padded[:, :n] = state
+    by_block = padded.reshape(rows, blocks, 256)
+    largest = by_block.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=2) if n else padded[:, :0]
+    x = (by_block / largest.unsqueeze(2)).reshape(rows, -1)[:, :n].float()
+    table = _cpu(qmap).reshape(-1)
+    bounds = (table[1:] + table[:-1]) * 0.5
+    below, upto = torch.bucketize(x, bounds, right=False), torch.bucketize(x, bounds, right=True)
+    found = torch.where((below == upto) | (below % 2 == 0), below, upto).where(~x.isnan(), 0)
+    if signed:
+        other = table[found].signbit() != (state < 0)
+        found = torch.where(other, found + torch.where(state > 0, 1, -1), found) % 256
+    codes.copy_(found.to(torch.uint8).reshape(codes.shape))
+    absmax.copy_(largest.float().reshape(absmax.shape))
 
 
 def _mm_dequant(A: Tensor, row_stats: Tensor, col_stats: Tensor, bias: Tensor | None) -> Tensor:

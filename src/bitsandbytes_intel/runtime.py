@@ -89,6 +89,9 @@ def library() -> ctypes.CDLL:
         "bnb_xpu_new_queue": (ctypes.c_void_p, [text, size]),
         "bnb_xpu_wait": (ctypes.c_int, [ctypes.c_void_p, text, size]),
         "bnb_xpu_delete_queue": (None, [ctypes.c_void_p]),
+        "bnb_xpu_malloc_shared": (ctypes.c_void_p, [size, ctypes.c_void_p, text, size]),
+        "bnb_xpu_prefetch": (ctypes.c_int, [ctypes.c_void_p, size, ctypes.c_void_p, text, size]),
+        "bnb_xpu_fill": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint32, size, size, ctypes.c_void_p, text, size]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)
@@ -145,6 +148,29 @@ def new_queue() -> int:
     if not queue:
         raise KernelError(message.value.decode(errors="replace"))
     return queue
+
+
+def malloc_shared(size: int, queue: int) -> int:
+    """The address of memory that the host shares with the device of a ``sycl::queue*``; never freed.
+
+    Raises:
+        KernelError: there is none.
+    """
+    message = ctypes.create_string_buffer(_MESSAGE_SIZE)
+    pointer = library().bnb_xpu_malloc_shared(size, queue, message, _MESSAGE_SIZE)
+    if not pointer:
+        raise KernelError(message.value.decode(errors="replace"))
+    return pointer
+
+
+def prefetch(pointer: int, size: int, queue: int) -> None:
+    """Ask for shared memory to be brought to the device, when the queue comes to it."""
+    _check(library().bnb_xpu_prefetch, pointer, size, queue)
+
+
+def fill(pointer: int, bits: int, item_size: int, count: int, queue: int) -> None:
+    """Fill memory with ``count`` items of 4 bytes or 1, when the queue comes to it."""
+    _check(library().bnb_xpu_fill, pointer, bits, item_size, count, queue)
 
 
 def force_kind(kind: str) -> None:

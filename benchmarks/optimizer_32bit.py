@@ -1,0 +1,35 @@
+"""optimizer_update_32bit against upstream's default path and the copy bandwidth.
+
+The limit is memory: gradient, parameter and states in, parameter and states out.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import BNB, DEVICE, Report, Row, in_turns
+
+NAMES = ("adam", "ademamix", "lion", "momentum")
+DTYPES = (torch.float32, torch.bfloat16)
+N = 10_000_000
+
+
+def add_rows(report: Report) -> None:
+    """The optimizers that differ in what they move."""
+    for name in NAMES:
+        for dtype in DTYPES:
+            g, p = (torch.randn(N).mul_(0.1).to(dtype).to(DEVICE) for _ in range(2))
+            state1 = torch.zeros((2, N) if name == "ademamix" else (N,), device=DEVICE)
+            state2 = torch.zeros(N, device=DEVICE) if name in ("adam", "ademamix") else None
+
+            def step(i: int, name=name, g=g, p=p, state1=state1, state2=state2) -> None:
+                BNB.optimizer_update_32bit(
+                    name, g, p, state1, state2, None, 0.0, 0.0, 0.9, 0.999, 0.9999, 5.0, 1e-8, 0.01, i, 1e-4, 1.0, False
+                )
+
+            ours, upstream = in_turns(step, rounds=3, repeats=2)
+            states = {"adam": 2, "ademamix": 3}.get(name, 1)
+            share = N * (3 * dtype.itemsize + 8 * states) / ours / 1e6 / report.copy_gbps
+            row = Row(
+                "optimizer_update_32bit", f"{name} {N} {dtype}".replace("torch.", ""), ours, upstream, share, "copy"
+            )
+            report.add(row, ratio=1)

@@ -1,0 +1,277 @@
+// Optimizers with 8-bit states in blocks of 256: dequantise, update, find the new absmax, quantise again, in one pass.
+//
+// A sub-group takes a block and keeps it in registers; the block's largest magnitudes are found by shuffles. A code is
+// found by a binary search over the midpoints of the map, laid out as a tree: its upper five levels lie in the lanes
+// of the sub-group (a look-up is a shuffle), the lower three in work-group local memory.
+#include "optimizer.h"
+
+namespace bnb {
+
+constexpr int kBlock = 256;
+
+// A quantisation map of 256 increasing values, and the tree: node k has the children 2k and 2k + 1; node 1 is the middle.
+struct MapMemory {
+  float value[256];
+  float tree[256];
+};
+
+template <int SUBG_SIZE>
+struct Map {
+  const MapMemory* memory;
+  float top[32 / SUBG_SIZE];  // nodes 0 to 31, by lane
+  u32 first_nonnegative;
+
+  BNB_INLINE float value(u32 code) const { return memory->value[code]; }
+
+  // The code of the nearest value; a tie goes to the even code, NaN to 0. In uniform control flow.
+  BNB_INLINE u32 nearest(float x) const {
+    u32 k = 1;
+#pragma unroll
+    for (int level = 0; level < 5; level++) {
+      const float middle = SUBG_SIZE == 32 || level < 4 ? shuffle(top[0], k) : shuffle(top[32 / SUBG_SIZE - 1], k & 15);
+      k = 2 * k + (x >= middle);
+    }
+    k = 2 * k + (x >= memory->tree[k]);
+    k = 2 * k + (x >= memory->tree[k]);
+    k = 2 * k + (x > memory->tree[k]);
+    return k & 255;
+  }
+
+  // `code` of a signed state, moved to the neighbour if it has not the state's sign.
+  BNB_INLINE u32 with_sign(u32 code, float state) const {
+    const bool same = (code < first_nonnegative) == (state < 0);  // -0 is no negative
+    return (same ? code : code + (state > 0 ? 1 : 255)) & 255;
+  }
+};
+
+// Fills a map's memory; a barrier must follow.
+template <int GROUP_SIZE>
+BNB_INLINE void fill(MapMemory& memory, const float* quantiles) {
+  for (u32 k = local_id(); k < 256; k += GROUP_SIZE) {
+    memory.value[k] = quantiles[k];
+    // Node k of level d, in order: the bound between values i and i + 1.
+    const u32 level = k ? 31 - __builtin_clz(k) : 0;
+    const u32 i = k ? ((2 * (k - (1u << level)) + 1) << (7 - level)) - 1 : 0;
+    memory.tree[k] = (quantiles[i] + quantiles[i + 1]) * 0.5f;
+  }
+}
+
+template <int SUBG_SIZE>
+BNB_INLINE Map<SUBG_SIZE> map_of(const MapMemory& memory) {
+  Map<SUBG_SIZE> map{&memory, {}, 0};
+  const u32 lane = lane_id();
+#pragma unroll
+  for (int j = 0; j < 32 / SUBG_SIZE; j++) map.top[j] = memory.tree[j * SUBG_SIZE + lane];
+  float negative = 0;
+  for (int i = 0; i < 256; i += SUBG_SIZE) negative += static_cast<float>(bits_as<u32>(memory.value[i + lane]) >> 31);
+  map.first_nonnegative = static_cast<u32>(sub_group_sum<SUBG_SIZE>(negative));
+  return map;
+}
+
+// x / absmax as x * above * below, also where 1 / absmax is no number.
+struct Scale {
+  float above, below;
+  BNB_INLINE explicit Scale(float absmax) {
+    above = absmax < 0x1p-60f ? 0x1p+64f : 1.0f;
+    below = 1.0f / (absmax * above);
+  }
+  BNB_INLINE float operator()(float x) const { return x * above * below; }
+};
+
+template <int SUBG_SIZE>
+BNB_INLINE float sub_group_max(float value) {
+#pragma unroll
+  for (int mask = SUBG_SIZE / 2; mask; mask /= 2) {
+    const float other = shuffle_xor(value, mask);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+// A lane's elements of a block. WHOLE: NUM_PER_TH neighbours and again; else one by one, those before n.
+template <int NUM_PER_TH, int SUBG_SIZE, bool WHOLE>
+struct Slots {
+  static constexpr int kCount = kBlock / SUBG_SIZE;
+  i64 base, n;
+
+  template <class T, class Out>
+  BNB_INLINE void load(const T* from, Out (&to)[kCount]) const {
+    const u32 lane = lane_id();
+    if constexpr (WHOLE && NUM_PER_TH > 1) {
+#pragma unroll
+      for (int s = 0; s < kCount; s += NUM_PER_TH) {
+        const auto values = reinterpret_cast<const pack<T, NUM_PER_TH>*>(from + base + s * SUBG_SIZE)[lane];
+#pragma unroll
+        for (int j = 0; j < NUM_PER_TH; j++) to[s + j] = convert<Out>(values.v[j]);
+      }
+    } else {
+#pragma unroll
+      for (int s = 0; s < kCount; s++) {
+        if constexpr (WHOLE)
+          to[s] = convert<Out>((from + base + s * SUBG_SIZE)[lane]);
+        else
+          to[s] = valid(s) ? convert<Out>(from[base + s * SUBG_SIZE + lane]) : Out{};
+      }
+    }
+  }
+  template <class T, class In>
+  BNB_INLINE void store(T* to, const In (&from)[kCount]) const {
+    const u32 lane = lane_id();
+    if constexpr (WHOLE && NUM_PER_TH > 1) {
+#pragma unroll
+      for (int s = 0; s < kCount; s += NUM_PER_TH) {
+        pack<T, NUM_PER_TH> values;
+#pragma unroll
+        for (int j = 0; j < NUM_PER_TH; j++) values.v[j] = back<T>(from[s + j]);
+        reinterpret_cast<pack<T, NUM_PER_TH>*>(to + base + s * SUBG_SIZE)[lane] = values;
+      }
+    } else {
+#pragma unroll
+      for (int s = 0; s < kCount; s++) {
+        if constexpr (WHOLE)
+          (to + base + s * SUBG_SIZE)[lane] = back<T>(from[s]);
+        else if (valid(s))
+          to[base + s * SUBG_SIZE + lane] = back<T>(from[s]);
+      }
+    }
+  }
+  BNB_INLINE bool valid(int s) const { return WHOLE || base + s * SUBG_SIZE + lane_id() < n; }
+
+  template <class Out, class T>
+  static BNB_INLINE Out convert(T x) {
+    if constexpr (__is_same(Out, u32))
+      return x;
+    else
+      return to_float(x);
+  }
+  template <class T, class In>
+  static BNB_INLINE T back(In x) {
+    if constexpr (__is_same(In, u32))
+      return static_cast<T>(x);
+    else
+      return from_float<T>(x);
+  }
+};
+
+// The codes of quantised states, and the new absmax of the block, which every lane gets.
+template <bool SIGNED, int SUBG_SIZE, int N>
+BNB_INLINE float quantize(const Map<SUBG_SIZE>& map, float largest, const float (&state)[N], u32 (&codes)[N]) {
+  const float absmax = sub_group_max<SUBG_SIZE>(largest);
+  const Scale scale(absmax);
+#pragma unroll
+  for (int s = 0; s < N; s++) {
+    codes[s] = map.nearest(scale(state[s]));
+    if constexpr (SIGNED) codes[s] = map.with_sign(codes[s], state[s]);
+  }
+  return absmax;
+}
+
+// Calls block(Slots, index) for every block of this sub-group; a work-group has TILE_SIZE elements.
+template <int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE, class Block>
+BNB_INLINE void for_blocks(i64 n, i32 wide, Block&& block) {
+  constexpr int kSubGroups = GROUP_SIZE / SUBG_SIZE;
+  static_assert(TILE_SIZE % (kBlock * kSubGroups) == 0 && kBlock % (SUBG_SIZE * NUM_PER_TH) == 0);
+  const i64 first = group_id() * (TILE_SIZE / kBlock) + sub_group_id();
+  for (int t = 0; t < TILE_SIZE / kBlock; t += kSubGroups) {
+    const i64 index = first + t, base = index * kBlock;
+    if (wide && base + kBlock <= n)
+      block(Slots<NUM_PER_TH, SUBG_SIZE, true>{base, n}, index);
+    else if (base < n)
+      block(Slots<NUM_PER_TH, SUBG_SIZE, false>{base, n}, index);
+  }
+}
+
+// absmax3 and the codes behind state1's n are ADEMAMIX's second row of state1.
+template <class T, int OPTIMIZER, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE>
+BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
+kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, const float* quantiles1, const float* quantiles2,
+                                    float* absmax1, float* absmax2, float* absmax3, float beta1, float beta2, float beta3,
+                                    float alpha, float eps, float weight_decay, float correction1, float correction2, float lr,
+                                    float gnorm_scale, i32 skip_zeros, i32 wide, i64 n) {
+  static_assert(OPTIMIZER == ADAM || OPTIMIZER == ADEMAMIX);
+  static local_memory<MapMemory> memory1, memory2;
+  fill<GROUP_SIZE>(memory1.data, quantiles1);
+  fill<GROUP_SIZE>(memory2.data, quantiles2);
+  barrier();
+  const auto map1 = map_of<SUBG_SIZE>(memory1.data), map2 = map_of<SUBG_SIZE>(memory2.data);
+  const Step step{beta1, beta2, beta3, alpha, eps, weight_decay, correction1, correction2, false, lr, 1.0f};
+
+  for_blocks<TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](auto slots, i64 index) __attribute__((always_inline)) {
+    constexpr int N = decltype(slots)::kCount;
+    float gs[N], ps[N], s1[N], s2[N], s3[N];
+    u32 c1[N], c2[N], c3[N] = {};
+    slots.load(g, gs);
+    slots.load(state1, c1);
+    slots.load(state2, c2);
+    if constexpr (OPTIMIZER == ADEMAMIX) slots.load(state1 + n, c3);
+    slots.load(p, ps);
+    const float old1 = absmax1[index], old2 = absmax2[index], old3 = OPTIMIZER == ADEMAMIX ? absmax3[index] : 0.0f;
+    float new1 = 0, new2 = 0, new3 = 0;
+#pragma unroll
+    for (int s = 0; s < N; s++) {
+      s1[s] = map1.value(c1[s]) * old1, s2[s] = map2.value(c2[s]) * old2;
+      s3[s] = OPTIMIZER == ADEMAMIX ? map1.value(c3[s]) * old3 : 0.0f;
+      float q = ps[s], t1 = s1[s], t2 = s2[s], t3 = s3[s];
+      update_2state<OPTIMIZER>(step, gs[s] * gnorm_scale, q, t1, t2, t3);
+      const bool usable = finite(gs[s]), keep = skip_zeros && gs[s] == 0;
+      ps[s] = keep || !usable ? ps[s] : q;
+      s1[s] = keep ? s1[s] : usable ? t1 : 0.0f, s2[s] = keep ? s2[s] : usable ? t2 : 0.0f, s3[s] = keep ? s3[s] : usable ? t3 : 0.0f;
+      if (slots.valid(s)) {
+        new1 = magnitude(s1[s]) > new1 ? magnitude(s1[s]) : new1;
+        new2 = magnitude(s2[s]) > new2 ? magnitude(s2[s]) : new2;
+        new3 = magnitude(s3[s]) > new3 ? magnitude(s3[s]) : new3;
+      }
+    }
+    slots.store(p, ps);
+    new1 = quantize<true>(map1, new1, s1, c1);
+    slots.store(state1, c1);
+    new2 = quantize<false>(map2, new2, s2, c2);
+    slots.store(state2, c2);
+    if constexpr (OPTIMIZER == ADEMAMIX) {
+      new3 = quantize<true>(map1, new3, s3, c3);
+      slots.store(state1 + n, c3);
+    }
+    if (lane_id() == 0) {
+      absmax1[index] = new1, absmax2[index] = new2;
+      if constexpr (OPTIMIZER == ADEMAMIX) absmax3[index] = new3;
+    }
+  });
+}
+
+template <class T, int OPTIMIZER, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE>
+BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
+kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* quantiles1, float* absmax1, float beta1, float beta2,
+                                    float eps, float weight_decay, i32 first, float lr, float gnorm_scale, i32 skip_zeros,
+                                    i32 wide, i64 n) {
+  static local_memory<MapMemory> memory1;
+  fill<GROUP_SIZE>(memory1.data, quantiles1);
+  barrier();
+  const auto map1 = map_of<SUBG_SIZE>(memory1.data);
+  const Step step{beta1, beta2, 0, 0, eps, weight_decay, 0, 0, first != 0, lr, 1.0f};
+
+  for_blocks<TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](auto slots, i64 index) __attribute__((always_inline)) {
+    constexpr int N = decltype(slots)::kCount;
+    float gs[N], ps[N], s1[N];
+    u32 c1[N];
+    slots.load(g, gs);
+    slots.load(state1, c1);
+    slots.load(p, ps);
+    const float old1 = absmax1[index];
+    float new1 = 0;
+#pragma unroll
+    for (int s = 0; s < N; s++) {
+      s1[s] = map1.value(c1[s]) * old1;
+      float q = ps[s], t1 = s1[s];
+      update_1state<T, OPTIMIZER>(step, gs[s] * gnorm_scale, &gs[s], q, t1);
+      const bool keep = skip_zeros && gs[s] == 0;
+      ps[s] = keep ? ps[s] : q, s1[s] = keep ? s1[s] : t1;
+      if (slots.valid(s)) new1 = magnitude(s1[s]) > new1 ? magnitude(s1[s]) : new1;
+    }
+    slots.store(p, ps);
+    new1 = quantize<true>(map1, new1, s1, c1);
+    slots.store(state1, c1);
+    if (lane_id() == 0) absmax1[index] = new1;
+  });
+}
+
+}  // namespace bnb

@@ -1,0 +1,132 @@
+"""Random problems for the optimizers, on any device, and the one way in which their results are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import bitsandbytes.functional as F
+import torch
+from helpers import generator, ops
+from torch import Tensor
+
+from bitsandbytes_intel import reference
+
+NAMES = reference.OPTIMIZERS
+SIZES = (0, 1, 15, 255, 256, 257, 2148, 65_537)
+HYPERPARAMETERS = {"beta1": 0.9, "beta2": 0.99, "beta3": 0.999, "alpha": 5.0, "eps": 1e-8, "lr": 0.01}
+
+
+def has_two_states(name: str) -> bool:
+    """Whether the optimizer has state2."""
+    return name in ("adam", "lamb", "ademamix")
+
+
+@dataclass
+class Problem:
+    """Parameter and states that every step changes."""
+
+    name: str
+    p: Tensor
+    state1: Tensor
+    state2: Tensor | None
+    extra: dict[str, Tensor | None] = field(default_factory=dict)
+
+    @staticmethod
+    def random(name: str, shape: tuple[int, ...], dtype: torch.dtype, bits: int, seed: int = 0) -> Problem:
+        """A parameter and states of zeros, on the CPU."""
+        p = torch.randn(shape, generator=generator(seed)).to(dtype)
+        rows = (2, *shape) if name == "ademamix" else shape
+        state = torch.float32 if bits == 32 else torch.uint8
+        two = has_two_states(name)
+        state2 = torch.zeros(shape, dtype=state) if two else None
+        extra: dict[str, Tensor | None] = {}
+        if bits == 8:
+            blocks = -(-p.numel() // 256)
+            extra = {
+                "qmap1": F.create_dynamic_map(signed=True),
+                "qmap2": F.create_dynamic_map(signed=False) if two else None,
+                "absmax1": torch.zeros((2, blocks) if name == "ademamix" else (blocks,)),
+                "absmax2": torch.zeros(blocks) if two else None,
+            }
+        return Problem(name, p, torch.zeros(rows, dtype=state), state2, extra)
+
+    def to(self, device: str) -> Problem:
+        """A copy on a device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.clone().to(device)
+
+        extra = {key: moved(tensor) for key, tensor in self.extra.items()}
+        return Problem(self.name, self.p.clone().to(device), self.state1.clone().to(device), moved(self.state2), extra)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that a step changes."""
+        named = {"p": self.p, "state1": self.state1, "state2": self.state2, **self.extra}
+        return {key: tensor for key, tensor in named.items() if tensor is not None and not key.startswith("qmap")}
+
+    def arguments(self, g: Tensor, step: int, **options: Any) -> dict[str, Any]:
+        """The arguments of the operator, by name."""
+        o = {**HYPERPARAMETERS, "weight_decay": 0.0, "gnorm_scale": 1.0, "skip_zeros": False, **options}
+        given = {
+            "optimizer_name": self.name,
+            "g": g,
+            "p": self.p,
+            "state1": self.state1,
+            "state2": self.state2,
+            "step": step,
+        }
+        if not self.extra:
+            given |= {"unorm_vec": None, "max_unorm": 0.0, "param_norm": 0.0}
+        return {**given, **self.extra, **o}
+
+    def step(self, g: Tensor, step: int, *, exact: bool = False, **options: Any) -> None:
+        """One step by the operator, or by the reference."""
+        bits = "8bit_blockwise" if self.extra else "32bit"
+        module = reference if exact else ops
+        getattr(module, f"optimizer_update_{bits}")(**self.arguments(g, step, **options))
+
+
+def gradient(shape: tuple[int, ...], dtype: torch.dtype, seed: int, zeros: float = 0.1) -> Tensor:
+    """A gradient, a share of which is zero."""
+    g = torch.randn(shape, generator=generator(seed))
+    return g.masked_fill(torch.rand(shape, generator=generator(seed + 1)) < zeros, 0.0).to(dtype)
+
+
+def check(
+    result: Problem,
+    expected: Problem,
+    *,
+    before: Tensor | None = None,
+    steps: int = 1,
+    lr: float = HYPERPARAMETERS["lr"],
+) -> None:
+    """Assert that two problems are at the same point.
+
+    fp32 arithmetic may differ in the last bits, a 16-bit parameter by the one rounding that follows from them; a code
+    may be one off where a state lies at the bound between two. `before` is the parameter before the step: a step that
+    is long because it divides by next to nothing is as inexact as it is long.
+    """
+    for key, wanted in expected.tensors().items():
+        got = result.tensors()[key].cpu()
+        assert got.dtype == wanted.dtype
+        assert got.shape == wanted.shape
+        if got.numel() == 0:
+            continue
+        if got.dtype == torch.uint8:
+            off = (got.int() - wanted.int()).abs()
+            assert off.max() <= 1, f"{key}: a code is off by {off.max()}"
+            assert (off > 0).float().mean() <= 0.01 * steps, f"{key}: {(off > 0).sum()} codes of {off.numel()} are off"
+        elif key == "p":
+            eps = torch.finfo(got.dtype).eps
+            tolerance = steps * (wanted.double().abs() * max(eps, 2e-6) + lr * 1e-4)
+            if before is not None:
+                tolerance = tolerance + 1e-4 * (wanted.double() - before.double()).abs()
+            error = (got.double() - wanted.double()).abs().nan_to_num(0.0)
+            assert (error <= tolerance).all(), f"p: off by up to {(error / tolerance).max():.2f} times the tolerance"
+            assert torch.equal(got.isnan(), wanted.isnan())
+        else:
+            scale = wanted.double().abs().max()
+            torch.testing.assert_close(
+                got, wanted, rtol=1e-4, atol=float(scale) * 1e-6, msg=lambda m, key=key: f"{key}: {m}"
+            )
