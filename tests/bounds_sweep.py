@@ -7,22 +7,50 @@ Before each call its sizes go to stderr, so that the last line before a segmenta
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
+import functools
 import itertools
 import os
 import sys
 
+import bitsandbytes
 import guarded
 import torch
 from helpers import FLOATS, Weight, check_product, exactly_equal, generator, short
 
-from bitsandbytes_intel import reference
+from bitsandbytes_intel import reference, runtime
 
 SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 64, 100, 127, 128, 129, 255, 256, 257, 264, 511, 513, 1000, 1016, 2047, 2048,
          2049, 2056, 4095, 4096, 4097, 8184, 8191, 8192, 8193, 8200, 16385, 20000, 24591)  # fmt: skip
 BLOCKSIZES = {"general8bit": (1, 3, 8, 32, 64, 100, 256, 4096), "fp4": (32, 64, 4096), "nf4": (32, 256, 1024)}
 KS = (1, 2, 3, 7, 8, 15, 16, 24, 31, 32, 33, 40, 63, 64, 72, 96, 100, 127, 128, 129, 136, 160, 224, 256, 257, 264, 320,
       384, 504, 512, 520, 640, 1000, 1001, 1024, 1032, 2080)  # fmt: skip
+COLUMNS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 255, 256, 257, 511, 1000, 1024, 2047, 4095, 4096,
+           4097, 8200, 9001)  # fmt: skip
+OPTIMIZER_SIZES = (
+    1,
+    2,
+    7,
+    8,
+    31,
+    33,
+    100,
+    255,
+    256,
+    257,
+    511,
+    513,
+    1000,
+    2047,
+    2048,
+    2049,
+    4097,
+    8191,
+    8193,
+    16385,
+    20001,
+)
 WIDE_KS = (8, 33, 40, 128, 136, 264, 512, 520)
 NS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 66, 67, 129)
 # So many rows that the GPU kernels for large matrices run, whatever the number of cores.
@@ -99,19 +127,176 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
     return count
 
 
+def int8(kernels: guarded.Kernels, rounds: int) -> int:
+    """Every number of columns with every dtype; rows, places and thresholds in turn."""
+    pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    end = [pointer, ctypes.c_char_p, ctypes.c_size_t]
+    lib = runtime.library()
+    lib.cint8_vector_quant.argtypes = [number, *[pointer] * 4, ctypes.c_float, long, long, *end]
+    lib.cint8_zero_columns.argtypes = [pointer, pointer, long, long, long, *end]
+    lib.cint8_column_quant.argtypes = [number, *[pointer] * 4, ctypes.c_float, long, long, long, *end]
+    lib.cint8_vector_dequant.argtypes = [number, *[pointer] * 3, long, long, long, *end]
+    lib.cdequant_mm_int32.argtypes = [number, *[pointer] * 5, number, pointer, long, long, *end]
+    count = 0
+    for dtype in FLOATS:
+        turns = itertools.cycle(itertools.product((1, 2, 3, 17, 40), guarded.PLACES, (0.0, 2.5)))
+        for cols in COLUMNS * rounds:
+            rows, place, threshold = next(turns)
+            note("int8", dtype, f"{rows=} {cols=} {threshold=}", place)
+            g = generator(cols)
+            A = torch.randn(rows, cols, generator=g).to(dtype)
+            codes, stats, columns = reference.int8_vectorwise_quant(A, threshold)
+            by_column = reference.int8_double_quant(A, 0.0)
+            wide = torch.randint(-9999, 9999, (rows, cols), dtype=torch.int32, generator=g)
+            bias = torch.randn(cols, generator=g).to(dtype)
+            which, height = guarded.DTYPES[dtype], 16
+            with guarded.arena(place) as memory:
+                out, out_stats = memory.out(rows * cols, torch.int8), memory.out(rows, torch.float32)
+                flags = memory.out(cols, torch.uint8)
+                flags.tensor.zero_()
+                x = memory.hold(A)
+                kernels._call(
+                    "cint8_vector_quant", which, x, out.address, out_stats.address,
+                    flags.address if threshold else None, threshold, rows, cols,
+                )  # fmt: skip
+                if threshold and rows > 1 and len(columns):
+                    kernels._call(
+                        "cint8_zero_columns", out.address, memory.hold(columns.long()), len(columns), rows, cols
+                    )
+                exactly_equal(out.tensor, codes.reshape(-1))
+                exactly_equal(out_stats.tensor, stats)
+                if threshold:
+                    exactly_equal(flags.tensor.nonzero().reshape(-1), columns.long().sort().values)
+                second, col_stats = memory.out(rows * cols, torch.int8), memory.out(cols, torch.float32)
+                scratch = memory.out(-(-rows // height) * cols, torch.float32)
+                kernels._call(
+                    "cint8_column_quant", which, x, second.address, col_stats.address, scratch.address, 0.0, rows, cols,
+                    height,
+                )  # fmt: skip
+                exactly_equal(second.tensor, by_column[1].reshape(-1))
+                exactly_equal(col_stats.tensor, by_column[3])
+                back, product = memory.out(rows * cols, dtype), memory.out(rows * cols, dtype)
+                kernels._call(
+                    "cint8_vector_dequant", which, memory.hold(codes), memory.hold(stats), back.address, 1, rows, cols
+                )
+                kernels._call(
+                    "cdequant_mm_int32", which, memory.hold(wide), memory.hold(stats), memory.hold(by_column[3]),
+                    product.address, memory.hold(bias), which, None, rows, cols,
+                )  # fmt: skip
+                wanted = reference.int8_mm_dequant(wide, stats, by_column[3], dtype, bias)
+                torch.testing.assert_close(product.tensor.view(rows, cols), wanted)
+                dequantised = reference.int8_vectorwise_dequant(codes, stats).to(dtype)
+                torch.testing.assert_close(back.tensor.view(rows, cols), dequantised)
+                for buffer in (out, out_stats, flags, second, col_stats, scratch, back, product):
+                    assert buffer.canary_is_alive(), "bytes outside a result were written"
+            count += 5
+    return count
+
+
+class OptimizerStep(ctypes.Structure):
+    """``BnbOptimizerStep`` of csrc/xpu_ops/xpu_ops.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_float) for name in ("beta1", "beta2", "beta3", "alpha", "eps", "weight_decay", "lr",
+                                              "gnorm_scale", "max_unorm", "param_norm")),
+        ("step", ctypes.c_int32), ("skip_zeros", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+OPTIMIZERS = {"adam": 0, "momentum": 1, "rmsprop": 2, "adagrad": 4, "lion": 5, "ademamix": 6}
+UNORM_SCRATCH = 2048
+
+
+def optimizer(kernels: guarded.Kernels, rounds: int) -> int:
+    """Every optimizer with every dtype, 32-bit and 8-bit states; sizes and places in turn."""
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    end = [ctypes.POINTER(OptimizerStep), ctypes.c_int64, pointer, ctypes.c_char_p, ctypes.c_size_t]
+    lib = runtime.library()
+    lib.coptimizer32bit.argtypes = [number, number, *[pointer] * 6, *end]
+    lib.coptimizer_static_8bit_blockwise.argtypes = [number, number, *[pointer] * 8, *end]
+    signed, unsigned = (
+        bitsandbytes.functional.create_dynamic_map(True),
+        bitsandbytes.functional.create_dynamic_map(False),
+    )
+    options = {"beta1": 0.9, "beta2": 0.99, "beta3": 0.999, "alpha": 2.0, "eps": 1e-6, "weight_decay": 0.01, "lr": 0.01,
+               "gnorm_scale": 0.5}  # fmt: skip
+    turns = itertools.cycle(itertools.product(guarded.PLACES, OPTIMIZER_SIZES))
+    turns = itertools.islice(turns, 0, None, 8)  # no common factor with their number
+    count = 0
+    for name, dtype, bits in itertools.product(OPTIMIZERS, FLOATS, (32, 8)):
+        for _ in range(6 * rounds):
+            place, n = next(turns)
+            max_unorm = 0.3 if bits == 32 and count % 2 else 0.0
+            note("optimizer", name, dtype, f"{bits=} {n=} {max_unorm=}", place)
+            g = generator(n)
+            gradient, p = torch.randn(n, generator=g).to(dtype), torch.randn(n, generator=g).to(dtype)
+            two = name in ("adam", "ademamix")
+            rows, blocks = 2 if name == "ademamix" else 1, -(-n // 256)
+            norm = float(p.float().norm()) if max_unorm else 0.0
+            step = OptimizerStep(**options, max_unorm=max_unorm, param_norm=norm, step=1, skip_zeros=0)
+            state_dtype = torch.float32 if bits == 32 else torch.uint8
+            with guarded.arena(place) as memory:
+                parameter = memory.out(n, dtype)
+                parameter.tensor.copy_(p)
+                state1 = memory.out(rows * n, state_dtype)
+                state2 = memory.out(n, state_dtype) if two else None
+                made = [parameter, state1, *([state2] if two else [])]
+                for state in made[1:]:
+                    state.tensor.zero_()
+                if bits == 32:
+                    unorm, scratch = memory.out(1, torch.float32), memory.out(UNORM_SCRATCH, torch.float32)
+                    unorm.tensor.zero_()
+                    made += [unorm, scratch]
+                    kernels._call(
+                        "coptimizer32bit", guarded.DTYPES[dtype], OPTIMIZERS[name], memory.hold(gradient),
+                        parameter.address, state1.address, state2.address if two else None,
+                        unorm.address if max_unorm else None, scratch.address if max_unorm else None,
+                        ctypes.byref(step), n,
+                    )  # fmt: skip
+                    mine = [torch.zeros(rows, n) if rows == 2 else torch.zeros(n), torch.zeros(n) if two else None]
+                    reference.optimizer_update_32bit(
+                        name, gradient.clone(), p, *mine, torch.zeros(1) if max_unorm else None, max_unorm, norm,
+                        *list(options.values())[:6], 1, options["lr"], options["gnorm_scale"], False,
+                    )  # fmt: skip
+                else:
+                    absmax1 = memory.out(rows * blocks, torch.float32)
+                    absmax2 = memory.out(blocks, torch.float32) if two else None
+                    made += [absmax1, *([absmax2] if two else [])]
+                    for buffer in made[-2 if two else -1 :]:
+                        buffer.tensor.zero_()
+                    kernels._call(
+                        "coptimizer_static_8bit_blockwise", guarded.DTYPES[dtype], OPTIMIZERS[name], parameter.address,
+                        memory.hold(gradient), state1.address, state2.address if two else None, memory.hold(signed),
+                        memory.hold(unsigned) if two else None, absmax1.address, absmax2.address if two else None,
+                        ctypes.byref(step), n,
+                    )  # fmt: skip
+                for buffer in made:
+                    assert buffer.canary_is_alive(), "bytes outside a state were written"
+                if bits == 32:
+                    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+                    torch.testing.assert_close(parameter.tensor, p, rtol=tolerance, atol=tolerance)
+                else:
+                    assert parameter.tensor.isfinite().all()
+                    assert not torch.equal(parameter.tensor, p)
+            count += 1
+    return count
+
+
 def main(kind: str, name: str, rounds: str = "1") -> None:
     """One operator's kernels of one kind."""
     faulthandler.enable()
     kernels = guarded.Kernels(kind)
     assert kernels.device.kind == kind
     try:
-        if name == "dequantize_blockwise":
-            count = dequantize_blockwise(kernels, int(rounds))
-        else:
-            count = product(name, kernels, int(rounds))
+        sweeps = {"dequantize_blockwise": dequantize_blockwise, "int8": int8, "optimizer": optimizer}
+        count = sweeps.get(name, functools.partial(product, name))(kernels, int(rounds))
     except Exception as error:
         raise SystemExit(f"{_last}: {type(error).__name__}: {error}") from error
-    left = [family for family in kernels.not_built() if family.startswith(f"{name}/")]
+    left = [
+        family
+        for family in kernels.not_built()
+        if family.startswith(name if name in ("int8", "optimizer") else f"{name}/")
+    ]
     if left:
         raise SystemExit(f"these kernels have not run: {', '.join(left)}")
     print(f"{count} calls of {name} as {kind} touched no byte outside")

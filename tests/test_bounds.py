@@ -8,7 +8,8 @@ import pytest
 from bitsandbytes_intel import runtime
 
 SWEEP = pathlib.Path(__file__).with_name("bounds_sweep.py")
-OPERATORS = ("dequantize_blockwise", "gemv_4bit", "gemm_4bit")
+OPERATORS = ("dequantize_blockwise", "gemv_4bit", "gemm_4bit", "int8", "optimizer")
+ELSEWHERE = {"quantize_blockwise"}  # has a sweep of its own
 
 
 def run(python, *arguments, check=False):
@@ -31,7 +32,9 @@ def test_every_kernel_stays_within_its_operands(kind, operator, python):
 
 def test_the_sweep_covers_every_family():
     for kind in runtime.KINDS:
-        assert {family.name.split("/")[0] for family in runtime.catalogue(kind)} == set(OPERATORS)
+        stems = {family.name.split("/")[0] for family in runtime.catalogue(kind)} - ELSEWHERE
+        swept = {next((name for name in OPERATORS if stem.startswith(name)), stem) for stem in stems}
+        assert swept == set(OPERATORS)
 
 
 @pytest.mark.parametrize("what", ["behind the codes", "behind the result", "before the result"])
