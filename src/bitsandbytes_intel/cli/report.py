@@ -128,7 +128,7 @@ def _validate(out: Output, setup: Setup, wanted: str) -> bool:
     failed = sum(not check.held for check in done)
     out.data["validation"] = [dataclasses.asdict(check) for check in done]
     out.show(table)
-    out.show("error, allowed: of the element nearest to its bound. Dequantisation and int8 products must be exact.")
+    out.show("error, allowed: of the element nearest to its bound. Where that is 0, results must be exact.")
     out.show(f"{len(done) - failed} of {len(done)} checks held" + (f", {failed} FAILED." if failed else "."))
     return failed == 0
 

@@ -55,57 +55,92 @@ def _check(operator: str, case: cases.Case, device: str) -> Check:
         if torch.device(device).type == "xpu":
             torch.xpu.synchronize()
         problem, error, allowed = _compare(actual, exact, case, device)
-        return Check(operator, device, case.text, text_of(actual), error, allowed, problem is None, problem)
+        made = [text_of(result).partition(" on ") for result in actual.values() if result is not None]
+        output = f"{', '.join(text for text, _, _ in made)} on {made[0][2]}"
+        return Check(operator, device, case.text, output, error, allowed, problem is None, problem)
     except Exception as failure:  # a check that cannot be made is a check that failed
         first = str(failure).strip().partition("\n")[0]
         return Check(operator, device, case.text, "", None, None, False, f"{type(failure).__name__}: {first}")
 
 
-def _exact(operator: str, case: cases.Case) -> Tensor:
-    """The reference's result; of a product before it is rounded to 16 bits."""
-    arguments = dict(case.arguments)
+def _results(returned: Any, arguments: dict[str, Any], case: cases.Case) -> dict[str, Tensor | None]:
+    """What a call made, by name: see :class:`cases.Case`."""
+    if case.changes:
+        return {name: arguments[name] for name in case.changes}
+    return {str(i): result for i, result in enumerate(returned if isinstance(returned, (tuple, list)) else [returned])}
+
+
+def _copied(case: cases.Case, device: str) -> dict[str, Any]:
+    """The arguments on a device; a case's own stay as they are."""
+    return {
+        key: value.to(device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in case.arguments.items()
+    }
+
+
+def _exact(operator: str, case: cases.Case) -> dict[str, Tensor | None]:
+    """The reference's results; of a product before it is rounded to 16 bits."""
+    arguments = _copied(case, "cpu")
     if case.weight is not None:
         arguments["A"] = arguments["A"].float()
-    return getattr(reference, operator.partition(".")[0])(**arguments)
+    return _results(getattr(reference, operator.partition(".")[0])(**arguments), arguments, case)
 
 
-def _call(operator: str, case: cases.Case, device: str, exact: Tensor) -> Tensor:
+def _call(operator: str, case: cases.Case, device: str, exact: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
     name, _, overload = operator.partition(".")
     function = getattr(getattr(torch.ops.bitsandbytes, name), overload or "default")
-    arguments: dict[str, Any] = {
-        key: value.to(device) if isinstance(value, Tensor) else value for key, value in case.arguments.items()
-    }
+    arguments = _copied(case, device)
     if overload != "out":
-        return function(**arguments)
-    out = torch.empty(exact.shape, dtype=case.dtype, device=device)
+        return _results(function(**arguments), arguments, case)
+    (expected,) = exact.values()
+    assert expected is not None
+    out = torch.empty(expected.shape, dtype=case.dtype, device=device)
     function(**arguments, out=out)
-    return out
+    return {"0": out}
 
 
 def _compare(
-    actual: Tensor, exact: Tensor, case: cases.Case, device: str
+    actual: dict[str, Tensor | None], exact: dict[str, Tensor | None], case: cases.Case, device: str
 ) -> tuple[str | None, float | None, float | None]:
-    """What is wrong, if anything; the error and the bound at the element nearest to its bound."""
-    if (actual.dtype, actual.shape, actual.device.type) != (case.dtype, exact.shape, torch.device(device).type):
-        return f"expected {text_of(exact.to(case.dtype)).rpartition(' on ')[0]} on {device}", None, None
-    measured = [_distance(actual, exact, case, case.weight)]
-    if case.weight is not None and case.dtype != torch.float32:
-        # For many rows the weight may be rounded to A's dtype before the product, as bitsandbytes does on every device.
-        rounded = case.weight.to(case.dtype)
-        bias = case.arguments.get("bias")
-        product = case.arguments["A"].double() @ rounded.double().T + (0 if bias is None else bias.double())
-        measured.append(_distance(actual, product, case, rounded))
-    error, allowed = min(measured, key=lambda pair: pair[0] - pair[1])
-    return (None if error <= allowed else "too far from the reference"), error, allowed
+    """What is wrong, if anything; the error and the bound at the element nearest to its bound, of all results."""
+    if len(actual) != len(exact):
+        return f"expected {len(exact)} results, got {len(actual)}", None, None
+    measures: list[tuple[float, float]] = []
+    for index, ((name, result), wanted) in enumerate(zip(actual.items(), exact.values(), strict=True)):
+        if result is None or wanted is None:
+            if result is not wanted:
+                return f"result {name} is {'' if result is None else 'not '}None", None, None
+            continue
+        dtype = case.dtype if index == 0 else wanted.dtype
+        if (result.dtype, result.shape, result.device.type) != (dtype, wanted.shape, torch.device(device).type):
+            return f"expected {text_of(wanted.to(dtype)).rpartition(' on ')[0]} on {device}", None, None
+        if wanted.numel() == 0:
+            continue
+        measured = [_distance(name, result, wanted, case, case.weight)]
+        if case.weight is not None and case.dtype != torch.float32:
+            # For many rows the weight may be rounded to A's dtype first, as bitsandbytes does on every device.
+            rounded = case.weight.to(case.dtype)
+            bias = case.arguments.get("bias")
+            product = case.arguments["A"].double() @ rounded.double().T + (0 if bias is None else bias.double())
+            measured.append(_distance(name, result, product, case, rounded))
+        error, allowed = min(measured, key=lambda pair: pair[0] - pair[1])
+        if not error <= allowed:
+            return "too far from the reference", error, allowed
+        if wanted.dtype == torch.uint8 and (result.cpu() != wanted).double().mean() > cases.RARE:
+            return "too many codes are not the reference's", error, allowed
+        measures.append((error, allowed))
+    return None, *max(measures, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
 
 
-def _distance(actual: Tensor, exact: Tensor, case: cases.Case, weight: Tensor | None) -> tuple[float, float]:
+def _distance(name: str, actual: Tensor, exact: Tensor, case: cases.Case, weight: Tensor | None) -> tuple[float, float]:
     difference = (actual.cpu().double() - exact.double()).abs().flatten()
-    if weight is None:
-        bound = torch.zeros_like(difference)
-    else:
+    if weight is not None:
         bound = reference.product_tolerance(case.arguments["A"], weight, exact.to(case.dtype)).flatten()
         bound = bound + torch.finfo(case.dtype).smallest_normal
+    elif case.bound is not None:
+        bound = case.bound(name, exact).flatten()
+    else:
+        bound = torch.zeros_like(difference)
     share = torch.where(difference == 0, 0.0, difference / bound).nan_to_num(nan=torch.inf)
     worst = int(share.argmax())
     error = float(difference[worst])
