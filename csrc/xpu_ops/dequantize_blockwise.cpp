@@ -19,12 +19,11 @@ constexpr Shape shape_of(Kind kind, size_t element_size, bool packed, bool vecto
 
 template <class T, int DATA_TYPE>
 const Kernel& kernel(Kind kind, bool vectorised) {
-  static constexpr const char* kDataType[] = {"General8bit", "FP4", "NF4"};
   static const KernelTable table([](Kind k, int v) {
     const Shape s = shape_of(k, sizeof(T), DATA_TYPE != General8bit, v);
-    return KernelName{std::string("dequantize_blockwise/") + kDataType[DATA_TYPE] + "/" + short_name<T> + (v ? "" : "/any"),
+    return KernelName{std::string("dequantize_blockwise/") + kDataTypeNames[DATA_TYPE] + "/" + short_name<T> + (v ? "" : "/any"),
                       instantiation("bnb::kDequantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
-                                    std::string("bnb::") + kDataType[DATA_TYPE], s.group, sub_group_size(k))};
+                                    std::string("bnb::") + kDataTypeNames[DATA_TYPE], s.group, sub_group_size(k))};
   }, "dequantize_blockwise", 2);
   return table.at(kind, vectorised);
 }

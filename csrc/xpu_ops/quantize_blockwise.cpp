@@ -21,13 +21,12 @@ constexpr int64_t kLargeBlock = 4096;
 
 template <class T, int DATA_TYPE>
 const Kernel& kernel(Kind kind, bool tiled) {
-  static constexpr const char* kDataType[] = {"General8bit", "FP4", "NF4"};
   static const KernelTable table([](Kind k, int p) {
     const bool is_tiled = p || DATA_TYPE != General8bit;  // 4-bit types have no other blocksizes
     const Shape s = shape_of(k, DATA_TYPE != General8bit, is_tiled);
-    return KernelName{std::string("quantize_blockwise/") + kDataType[DATA_TYPE] + "/" + short_name<T> + (is_tiled ? "" : "/any"),
+    return KernelName{std::string("quantize_blockwise/") + kDataTypeNames[DATA_TYPE] + "/" + short_name<T> + (is_tiled ? "" : "/any"),
                       instantiation("bnb::kQuantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
-                                    std::string("bnb::") + kDataType[DATA_TYPE], s.group, sub_group_size(k))};
+                                    std::string("bnb::") + kDataTypeNames[DATA_TYPE], s.group, sub_group_size(k))};
   }, "quantize_blockwise", 2);
   return table.at(kind, tiled);
 }

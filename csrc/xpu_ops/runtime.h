@@ -21,6 +21,7 @@ using half = sycl::half;
 using bfloat16 = sycl::ext::oneapi::bfloat16;
 
 enum DataType { General8bit = BNB_GENERAL8BIT, FP4 = BNB_FP4, NF4 = BNB_NF4 };
+constexpr const char* kDataTypeNames[] = {"General8bit", "FP4", "NF4"};  // in kernel source
 
 // Kernels come in shapes. The shape follows from the kind of device, and nothing else looks at what device it is.
 enum class Kind { cpu, gpu16, gpu32 };
