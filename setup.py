@@ -1,6 +1,7 @@
-"""Builds the two shared libraries with the C++ compiler alone; pyproject.toml says the rest.
+"""Builds the shared libraries with the C++ compiler alone; pyproject.toml says the rest.
 
 libbitsandbytes_intel_torch.so: the operators, on torch's stable ABI (headers of the target environment's torch).
+libbitsandbytes_intel_cpu.so: the CPU kernels, each instruction set in files of its own.
 libbitsandbytes_intel_xpu.so: kernel launch and the kernel runtime, on the SYCL runtime (headers of intel-sycl-rt).
 """
 
@@ -96,6 +97,9 @@ class BuildLibraries(build_ext):
             torch = torch_folder()
             flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-isystem", str(torch / "include")]
             links = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-ldl"]
+        elif name.endswith("_cpu"):
+            # Products are rounded as CUDA's are: fused only where a kernel says so.
+            flags, links = ["-O3", "-ffp-contract=off", "-Wno-maybe-uninitialized"], []
         else:
             prefix = sycl_prefix()
             if prefix is None:
@@ -109,7 +113,7 @@ class BuildLibraries(build_ext):
         compiler = (os.environ.get("CXX") or "g++").split()
         jobs = []
         for source in extension.sources:
-            made = work / (pathlib.Path(source).stem + ".o")
+            made = work / ("_".join(pathlib.Path(source).with_suffix("").parts[2:]) + ".o")
             jobs.append((made, [*compiler, *COMMON, *flags, "-c", str(ROOT / source), "-o", str(made)]))
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: self.run_compiler(job[1]), jobs))
@@ -144,12 +148,12 @@ class BuildLibraries(build_ext):
 
 def library(name: str, folder: str) -> SharedLibrary:
     """A library of every source in a folder of csrc."""
-    sources = [str(path.relative_to(ROOT)) for path in sorted((CSRC / folder).glob("*.cpp"))]
+    sources = [str(path.relative_to(ROOT)) for path in sorted((CSRC / folder).rglob("*.cpp"))]
     headers = [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cpp")]
     return SharedLibrary(f"bitsandbytes_intel.libbitsandbytes_intel_{name}", sources, depends=headers)
 
 
 setup(
-    ext_modules=[library("torch", "torch"), library("xpu", "xpu_ops")],
+    ext_modules=[library("torch", "torch"), library("cpu", "cpu"), library("xpu", "xpu_ops")],
     cmdclass={"build_ext": BuildLibraries},
 )

@@ -1,6 +1,7 @@
 #include "common.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <cstdlib>
 #include <map>
@@ -140,7 +141,19 @@ Shape with_last(const Tensor& A, int64_t n) {
 
 namespace {
 
-Backend xpu_backend{};
+Backend xpu_backend{}, cpu_backend{};
+
+// A child of fork has none of its parent's threads, and OpenMP would wait for them for ever.
+bool is_forked = false;
+const int watching_forks = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+
+// torch's own threads, as many as the caller has set.
+BnbThreads torch_threads{
+    [](int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+      if (is_forked) return body(begin, end, context);
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+    },
+    [] { return is_forked ? 1 : static_cast<int>(torch::stable::get_num_threads()); }};
 
 using CurrentStream = AOTITorchError (*)(int32_t, void**);
 
@@ -163,9 +176,15 @@ void* current_queue(int32_t device_index) {
 
 }  // namespace
 
-Call::Call(const char* op, const Tensor& A) : op_(op), backend_(xpu_backend) {
-  if (!xpu_backend.dequantize_blockwise) fail(op, ": the XPU kernel library is not loaded");
-  queue_ = current_queue(A.get_device_index());
+bool is_on_cpu(const Tensor& tensor) {
+  int32_t type;
+  aoti_torch_get_device_type(tensor.get(), &type);
+  return type == aoti_torch_device_type_cpu();
+}
+
+Call::Call(const char* op, const Tensor& A) : op_(op), backend_(is_on_cpu(A) ? cpu_backend : xpu_backend) {
+  if (!backend_.dequantize_blockwise) fail(op, ": the kernel library for ", text_of_device(A), " is not loaded");
+  queue_ = &backend_ == &cpu_backend ? &torch_threads : current_queue(A.get_device_index());
 }
 
 Operator::Operator(const char* name_, Boxed function_) : name(name_), function(function_) { all().push_back(*this); }
@@ -201,29 +220,30 @@ int guarded(char* message, size_t size, Body&& body) noexcept {
 
 }  // namespace
 
-// Takes the kernels from the loaded XPU library at `path`.
-BNB_EXPORT int bnb_torch_use_xpu_library(const char* path, char* message, size_t size) {
+// Takes the kernels for a device type ("cpu" or "xpu") from the library at `path`.
+BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char* message, size_t size) {
   return guarded(message, size, [&] {
+    auto& backend = std::string(device) == "cpu" ? bnb::cpu_backend : bnb::xpu_backend;
     void* library = dlopen(path, RTLD_NOW);
     if (!library) throw std::runtime_error(dlerror());
     const auto take = [&](auto& function, const char* name) {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
-      if (!function) throw std::runtime_error(std::string(path) + " has no " + name);
+      if (!function && std::string(device) != "cpu") throw std::runtime_error(std::string(path) + " has no " + name);
     };
-    take(bnb::xpu_backend.gemv_4bit_inference, "cgemv_4bit_inference");
-    take(bnb::xpu_backend.gemm_4bit_inference, "cgemm_4bit_inference");
-    take(bnb::xpu_backend.gemm_4bit_scratch, "cgemm_4bit_scratch");
-    take(bnb::xpu_backend.gemm_4bit_max_rows, "cgemm_4bit_max_rows");
-    take(bnb::xpu_backend.quantize_blockwise, "cquantize_blockwise");
-    take(bnb::xpu_backend.int8_vector_quant, "cint8_vector_quant");
-    take(bnb::xpu_backend.int8_zero_columns, "cint8_zero_columns");
-    take(bnb::xpu_backend.int8_column_quant, "cint8_column_quant");
-    take(bnb::xpu_backend.int8_vector_dequant, "cint8_vector_dequant");
-    take(bnb::xpu_backend.dequant_mm_int32, "cdequant_mm_int32");
-    take(bnb::xpu_backend.optimizer32bit, "coptimizer32bit");
-    take(bnb::xpu_backend.optimizer_static_8bit_blockwise, "coptimizer_static_8bit_blockwise");
-    take(bnb::xpu_backend.is_shared, "cis_shared");
-    take(bnb::xpu_backend.dequantize_blockwise, "cdequantize_blockwise");
+    take(backend.gemv_4bit_inference, "cgemv_4bit_inference");
+    take(backend.gemm_4bit_inference, "cgemm_4bit_inference");
+    take(backend.gemm_4bit_scratch, "cgemm_4bit_scratch");
+    take(backend.gemm_4bit_max_rows, "cgemm_4bit_max_rows");
+    take(backend.quantize_blockwise, "cquantize_blockwise");
+    take(backend.int8_vector_quant, "cint8_vector_quant");
+    take(backend.int8_zero_columns, "cint8_zero_columns");
+    take(backend.int8_column_quant, "cint8_column_quant");
+    take(backend.int8_vector_dequant, "cint8_vector_dequant");
+    take(backend.dequant_mm_int32, "cdequant_mm_int32");
+    take(backend.optimizer32bit, "coptimizer32bit");
+    take(backend.optimizer_static_8bit_blockwise, "coptimizer_static_8bit_blockwise");
+    take(backend.is_shared, "cis_shared");
+    take(backend.dequantize_blockwise, "cdequantize_blockwise");
   });
 }
 

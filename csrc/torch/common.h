@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/threads.h"
 #include "../xpu_ops/xpu_ops.h"
 
 namespace bnb {
@@ -99,7 +100,10 @@ struct Backend {
   decltype(&cis_shared) is_shared;
 };
 
-// One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream.
+bool is_on_cpu(const Tensor& tensor);
+
+// One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream (on a CPU, the
+// caller's threads).
 class Call {
  public:
   Call(const char* op, const Tensor& A);

@@ -14,6 +14,8 @@ from typing import Any
 
 _SWITCH = {"1": True, "true": True, "on": True, "yes": True, "0": False, "false": False, "off": False, "no": False}
 
+ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -47,6 +49,12 @@ def _folder(name: str, text: str) -> pathlib.Path:
     return path
 
 
+def _isa(name: str, text: str) -> str:
+    if text and text not in ISAS:
+        raise ValueError(f"{name}={text!r} is not an instruction set: expected one of {', '.join(ISAS)}")
+    return text
+
+
 AUTOLOAD = Variable("BNB_INTEL_AUTOLOAD", "register our operators when bitsandbytes is imported", "1", _switch)
 VIRTUAL_XPU = Variable(
     "BNB_INTEL_VIRTUAL_XPU", "give a CPU build of torch the virtual device xpu:0 when torch is imported", "0", _switch
@@ -54,8 +62,14 @@ VIRTUAL_XPU = Variable(
 CACHE_DIR = Variable(
     "BNB_INTEL_CACHE_DIR", "folder of compiled kernels (default: the user's cache folder)", "", _folder
 )
+ISA = Variable(
+    "BNB_INTEL_ISA",
+    f"the most that CPU kernels may use, one of {', '.join(ISAS)} (default: all that the CPU has)",
+    "",
+    _isa,
+)
 
-VARIABLES = (AUTOLOAD, VIRTUAL_XPU, CACHE_DIR)
+VARIABLES = (AUTOLOAD, VIRTUAL_XPU, CACHE_DIR, ISA)
 
 
 def cache_dir() -> pathlib.Path:

@@ -7,7 +7,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 
-from . import paged, runtime
+from . import cpu, paged, runtime
 
 _log = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ class Operator:
 
 
 OPERATORS = (
-    Operator("dequantize_4bit", ("xpu",), "SYCL"),
-    Operator("dequantize_4bit.out", ("xpu",), "SYCL"),
-    Operator("dequantize_blockwise", ("xpu",), "SYCL"),
-    Operator("dequantize_blockwise.out", ("xpu",), "SYCL"),
+    Operator("dequantize_4bit", ("cpu", "xpu"), "C++, SYCL"),
+    Operator("dequantize_4bit.out", ("cpu", "xpu"), "C++, SYCL"),
+    Operator("dequantize_blockwise", ("cpu", "xpu"), "C++, SYCL"),
+    Operator("dequantize_blockwise.out", ("cpu", "xpu"), "C++, SYCL"),
     Operator("quantize_4bit", ("xpu",), "SYCL"),
     Operator("quantize_blockwise", ("xpu",), "SYCL"),
     Operator("gemv_4bit", ("xpu",), "SYCL"),
@@ -62,7 +62,7 @@ def present_devices() -> tuple[str, ...]:
     """The devices of torch that exist here, of those that we have operators for."""
     import torch
 
-    return ("xpu",) if torch.xpu.is_available() else ()
+    return ("cpu", "xpu") if torch.xpu.is_available() else ("cpu",)
 
 
 def register() -> None:
@@ -92,10 +92,10 @@ def unregister() -> None:
 def _register(device: str) -> None:
     lib = _load()
     message = ctypes.create_string_buffer(4096)
-    if device == "xpu":
-        runtime.library()
-        if lib.bnb_torch_use_xpu_library(str(runtime.XPU_LIBRARY).encode(), message, len(message)):
-            raise runtime.KernelError(message.value.decode(errors="replace"))
+    load, path = {"cpu": (cpu.library, cpu.LIBRARY), "xpu": (runtime.library, runtime.XPU_LIBRARY)}[device]
+    load()
+    if lib.bnb_torch_use_library(device.encode(), str(path).encode(), message, len(message)):
+        raise runtime.KernelError(message.value.decode(errors="replace"))
     ours = tuple(operator for operator in OPERATORS if device in operator.devices)
     _silence_override_warning(device)
     for operator in ours:
@@ -114,7 +114,7 @@ def _load() -> ctypes.CDLL:
             raise runtime.KernelError(f"{runtime.TORCH_LIBRARY.name} is missing: install bitsandbytes-intel again")
         lib = ctypes.CDLL(str(runtime.TORCH_LIBRARY))
         text, size = ctypes.c_char_p, ctypes.c_size_t
-        lib.bnb_torch_use_xpu_library.argtypes = [text, text, size]
+        lib.bnb_torch_use_library.argtypes = [text, text, text, size]
         lib.bnb_torch_register.argtypes = [text, text, text, size]
         lib.bnb_torch_unregister_all.restype = None
         lib.bnb_torch_operators.restype = text
