@@ -1,4 +1,5 @@
 #include "common.h"
+#include "memory.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -107,6 +108,17 @@ BnbDtype dtype_of(ScalarType dtype) {
   return dtype == ScalarType::Half ? BNB_FLOAT16 : dtype == ScalarType::BFloat16 ? BNB_BFLOAT16 : BNB_FLOAT32;
 }
 
+static int64_t size_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Long: return 8;
+    case ScalarType::Int:
+    case ScalarType::Float: return 4;
+    case ScalarType::Half:
+    case ScalarType::BFloat16: return 2;
+    default: return 1;
+  }
+}
+
 Tensor empty(Sizes sizes, ScalarType dtype, const Tensor& A) {
   constexpr size_t kMaxDims = 64;
   const size_t dims = sizes.size();
@@ -120,6 +132,9 @@ Tensor empty(Sizes sizes, ScalarType dtype, const Tensor& A) {
   int32_t device_type;
   aoti_torch_get_device_type(A.get(), &device_type);
   const auto code = static_cast<int32_t>(torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)));
+  if (const int64_t bytes = dims ? strides[0] * sizes[0] * size_of(dtype) : 0;
+      bytes >= kLargeResult && device_type == aoti_torch_device_type_cpu())
+    if (auto result = large_result(sizes.data(), strides, static_cast<int64_t>(dims), bytes, code)) return *result;
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dims), sizes.data(), strides, code, device_type,
                                                          A.get_device_index(), &handle));
