@@ -19,7 +19,7 @@ import guarded
 import torch
 from helpers import FLOATS, Weight, check_product, exactly_equal, generator, short
 
-from bitsandbytes_intel import reference, runtime
+from bitsandbytes_intel import reference
 
 SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 64, 100, 127, 128, 129, 255, 256, 257, 264, 511, 513, 1000, 1016, 2047, 2048,
          2049, 2056, 4095, 4096, 4097, 8184, 8191, 8192, 8193, 8200, 16385, 20000, 24591)  # fmt: skip
@@ -131,7 +131,7 @@ def int8(kernels: guarded.Kernels, rounds: int) -> int:
     """Every number of columns with every dtype; rows, places and thresholds in turn."""
     pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     end = [pointer, ctypes.c_char_p, ctypes.c_size_t]
-    lib = runtime.library()
+    lib = kernels.library
     lib.cint8_vector_quant.argtypes = [number, *[pointer] * 4, ctypes.c_float, long, long, *end]
     lib.cint8_zero_columns.argtypes = [pointer, pointer, long, long, long, *end]
     lib.cint8_column_quant.argtypes = [number, *[pointer] * 4, ctypes.c_float, long, long, long, *end]
@@ -211,7 +211,7 @@ def optimizer(kernels: guarded.Kernels, rounds: int) -> int:
     """Every optimizer with every dtype, 32-bit and 8-bit states; sizes and places in turn."""
     pointer, number = ctypes.c_void_p, ctypes.c_int
     end = [ctypes.POINTER(OptimizerStep), ctypes.c_int64, pointer, ctypes.c_char_p, ctypes.c_size_t]
-    lib = runtime.library()
+    lib = kernels.library
     lib.coptimizer32bit.argtypes = [number, number, *[pointer] * 6, *end]
     lib.coptimizer_static_8bit_blockwise.argtypes = [number, number, *[pointer] * 8, *end]
     signed, unsigned = (
@@ -286,7 +286,7 @@ def main(kind: str, name: str, rounds: str = "1") -> None:
     """One operator's kernels of one kind."""
     faulthandler.enable()
     kernels = guarded.Kernels(kind)
-    assert kernels.device.kind == kind
+    assert kernels.kind == kind
     try:
         sweeps = {"dequantize_blockwise": dequantize_blockwise, "int8": int8, "optimizer": optimizer}
         count = sweeps.get(name, functools.partial(product, name))(kernels, int(rounds))

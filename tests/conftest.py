@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 
 def _torch_has_xpu() -> bool:
@@ -33,7 +34,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import vectors  # noqa: E402
 
-from bitsandbytes_intel import env, ops  # noqa: E402
+from bitsandbytes_intel import cpu, env, ops  # noqa: E402
 
 # The first call of an operator may build a kernel, so a deadline would hold for nothing.
 _COMMON = {"deadline": None, "derandomize": True, "print_blob": True}
@@ -48,11 +49,23 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session")
-def device() -> str:
-    """The device under test, with our operators registered on it."""
+def xpu() -> str:
+    """The device xpu, with our operators registered on it."""
     assert torch.xpu.is_available(), "there is no XPU, and the virtual one did not start"
     assert "xpu" in ops.registered(), ops.failures()
     return "xpu"
+
+
+@pytest.fixture(scope="session", params=["xpu", *(f"cpu-{isa}" for isa in cpu.isas())])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device under test, with our operators registered on it: the XPU, and the CPU with each of its instruction sets."""
+    name, _, isa = request.param.partition("-")
+    if name == "xpu":
+        yield request.getfixturevalue("xpu")
+        return
+    assert name in ops.registered(), ops.failures()
+    with cpu.using(isa):
+        yield name
 
 
 @pytest.fixture(scope="session")

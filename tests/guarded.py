@@ -10,12 +10,12 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-from bitsandbytes_intel import runtime
+from bitsandbytes_intel import cpu, env, runtime
 
 PAGE = mmap.PAGESIZE
 CANARY = 0xA5
@@ -152,15 +152,22 @@ class Statistics(ctypes.Structure):
 
 
 class Kernels:
-    """The C entries of the XPU library on a queue of their own; every call waits for its end."""
+    """The C entries of a kernel library, every call waited for: of the XPU library on a queue of its own, or the CPU's."""
 
     def __init__(self, kind: str = ""):
-        """On the first device that SYCL finds; as if it were of another kind, if one is named."""
-        if kind:
-            runtime.force_kind(kind)
-        self.queue = runtime.new_queue()
-        self.device = runtime.open_device(self.queue)
-        lib = runtime.library()
+        """On the first device that SYCL finds, as if it were of another kind if one is named; or of an instruction set."""
+        self.kind, self.queue = kind, None
+        if kind in env.ISAS:
+            lib = cpu.library()
+            self._stack = ExitStack()
+            self._stack.enter_context(cpu.using(kind))
+        else:
+            if kind:
+                runtime.force_kind(kind)
+            self.queue = runtime.new_queue()
+            self.device = runtime.open_device(self.queue)
+            self.kind = self.device.kind
+            lib = runtime.library()
         pointer, long = ctypes.c_void_p, ctypes.c_int64
         end = [pointer, ctypes.c_char_p, ctypes.c_size_t]
         lib.cdequantize_blockwise.argtypes = [ctypes.c_int, ctypes.c_int, *[pointer] * 4, long, long, *end]
@@ -168,12 +175,14 @@ class Kernels:
         lib.cgemv_4bit_inference.argtypes = [*product, pointer, *[long] * 4, pointer, *end]
         lib.cgemm_4bit_inference.argtypes = [*product, pointer, *[long] * 4, pointer, pointer, *end]
         lib.cgemm_4bit_scratch.restype, lib.cgemm_4bit_scratch.argtypes = long, [long, long, ctypes.c_void_p]
-        self._lib = lib
+        self.library = lib
 
     def not_built(self) -> list[str]:
         """The families of kernels of this kind that no call has needed."""
+        if self.queue is None:
+            return []
         index, families = self.device.index, runtime.catalogue(self.device.kind)
-        return [f.name for f in families if not self._lib.bnb_xpu_is_built(index, f.name.encode())]
+        return [f.name for f in families if not self.library.bnb_xpu_is_built(index, f.name.encode())]
 
     def dequantize(self, dtype, data_type, code, A, absmax, out, blocksize, n) -> None:
         """cdequantize_blockwise, of addresses."""
@@ -181,7 +190,7 @@ class Kernels:
 
     def scratch_bytes(self, m: int, k: int) -> int:
         """How much scratch cgemm_4bit_inference wants."""
-        return self._lib.cgemm_4bit_scratch(m, k, self.queue)
+        return self.library.cgemm_4bit_scratch(m, k, self.queue)
 
     def product(
         self, name, dtype, m, n, k, A, B, statistics, datatype, quant_type, out, blocksize, bias, scratch=None
@@ -194,7 +203,8 @@ class Kernels:
 
     def _call(self, name: str, *args) -> None:
         message = ctypes.create_string_buffer(4096)
-        failed = getattr(self._lib, name)(*args, self.queue, message, len(message))
-        failed = failed or self._lib.bnb_xpu_wait(self.queue, message, len(message))
+        failed = getattr(self.library, name)(*args, self.queue, message, len(message))
+        if self.queue is not None:
+            failed = failed or self.library.bnb_xpu_wait(self.queue, message, len(message))
         if failed:
             raise RuntimeError(f"{name}: {message.value.decode()}")

@@ -16,7 +16,7 @@ import guarded
 import torch
 from helpers import FLOATS, exactly_equal, generator, short
 
-from bitsandbytes_intel import reference, runtime
+from bitsandbytes_intel import reference
 
 SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 511, 513, 1000, 2047, 2048, 2049,
          4095, 4096, 4097, 8184, 8191, 8192, 8193, 12289, 16384, 16385, 20000, 24591)  # fmt: skip
@@ -30,7 +30,7 @@ BLOCKSIZES = {
 def sweep(kernels: guarded.Kernels, rounds: int) -> int:
     """Every size with every data type and dtype, the places and blocksizes in turn."""
     pointer, long = ctypes.c_void_p, ctypes.c_int64
-    runtime.library().cquantize_blockwise.argtypes = [
+    kernels.library.cquantize_blockwise.argtypes = [
         ctypes.c_int, ctypes.c_int, *[pointer] * 4, long, long, pointer, ctypes.c_char_p, ctypes.c_size_t,
     ]  # fmt: skip
     count = 0
@@ -69,7 +69,7 @@ def main(kind: str, rounds: str = "1") -> None:
     """The kernels of one kind."""
     faulthandler.enable()
     kernels = guarded.Kernels(kind)
-    assert kernels.device.kind == kind
+    assert kernels.kind == kind
     count = sweep(kernels, int(rounds))
     if left := [family for family in kernels.not_built() if family.startswith("quantize_blockwise/")]:
         raise SystemExit(f"these kernels have not run: {', '.join(left)}")

@@ -5,11 +5,12 @@ import pathlib
 
 import pytest
 
-from bitsandbytes_intel import runtime
+from bitsandbytes_intel import cpu, runtime
 
 SWEEP = pathlib.Path(__file__).with_name("bounds_sweep.py")
 OPERATORS = ("dequantize_blockwise", "gemv_4bit", "gemm_4bit", "int8", "optimizer")
 ELSEWHERE = {"quantize_blockwise"}  # has a sweep of its own
+KINDS = (*runtime.KINDS, *cpu.isas())
 
 
 def run(python, *arguments, check=False):
@@ -19,10 +20,10 @@ def run(python, *arguments, check=False):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("kind", runtime.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kernel_stays_within_its_operands(kind, operator, python):
-    """The kernels for GPUs too, compiled for the CPU device."""
-    rounds = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 2 if kind == "cpu" else 1
+    """Of the SYCL CPU device, of GPUs, compiled for the CPU device, and of each instruction set of this CPU."""
+    rounds = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1 if kind.startswith("gpu") else 2
     done = run(python, kind, operator, str(rounds))
     last = "\n".join(done.stderr.splitlines()[-40:])
     assert done.returncode == 0, f"exit status {done.returncode} after:\n{last}"

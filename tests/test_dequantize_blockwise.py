@@ -104,7 +104,7 @@ def test_4bit_has_the_shape_that_is_asked_for(shape, device):
     result = w.to(device).dequantize(torch.float32)
     exactly_equal(result, expected_4bit(w, torch.float32))
     assert result.is_contiguous()
-    assert result.device.type == "xpu"
+    assert result.device.type == device
 
 
 def test_4bit_takes_more_codes_and_statistics_than_it_needs(device):
@@ -349,8 +349,8 @@ def test_out_errors_name_it(name, device, capfd):
     check_error(lambda: ops.dequantize_blockwise.out(**good_8bit(device), out=out), "out", got, capfd)
 
 
-def test_codes_on_the_cpu_among_tensors_on_the_xpu(device, capfd):
-    arguments = {**good_4bit(device), "A": good_4bit("cpu")["A"]}
+def test_codes_on_the_cpu_among_tensors_on_the_xpu(xpu, capfd):
+    arguments = {**good_4bit(xpu), "A": good_4bit("cpu")["A"]}
     check_error(lambda: ops.dequantize_4bit(**arguments), "absmax", "xpu:0", capfd)
-    arguments = {**good_8bit(device), "A": good_8bit("cpu")["A"]}
+    arguments = {**good_8bit(xpu), "A": good_8bit("cpu")["A"]}
     check_error(lambda: ops.dequantize_blockwise(**arguments), "absmax", "xpu:0", capfd)

@@ -233,13 +233,13 @@ def test_autocast(dtype, device):
     layer = bnb.nn.Linear4bit(128, 48, bias=False, quant_type="nf4")
     layer.weight = bnb.nn.Params4bit.from_prequantized(packed_cpu, state_cpu.as_dict(packed=True), device=device)
     A = activation(7, 128)
-    with torch.autocast("xpu", dtype=dtype):
+    with torch.autocast(device, dtype=dtype):
         hidden = torch.mm(A.to(device), torch.eye(128, device=device))
         assert hidden.dtype == dtype
         out = layer(hidden)
     assert out.dtype == dtype
     check_product(out, A.to(dtype), exact)
-    with torch.autocast("xpu", dtype=dtype):
+    with torch.autocast(device, dtype=dtype):
         assert bnb.matmul_4bit(hidden, packed.t(), quant_state=state).dtype == dtype
 
 
@@ -250,11 +250,11 @@ def test_inference_mode(device):
         check(w, A, None, device)
 
 
-def test_switching_streams(device):
+def test_switching_streams(xpu):
     """Work goes to the caller's current stream: a chain over several streams, ordered by events alone, is right."""
-    w = Weight.random(256, 256).to(device)
+    w = Weight.random(256, 256).to(xpu)
     dense = w.dequantize(torch.float32)
-    A = (activation(2, 256) / 64).to(device)
+    A = (activation(2, 256) / 64).to(xpu)
     expected = A
     for _ in range(6):
         expected = (expected.double().cpu() @ dense.double().cpu().T).to(torch.float32)
@@ -273,17 +273,17 @@ def test_switching_streams(device):
         torch.testing.assert_close(x.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_threads_with_streams_of_their_own(device):
+def test_threads_with_streams_of_their_own(xpu):
     weights = [Weight.random(100, 300, seed=i) for i in range(2)]
     failures = []
 
     def work(w, seed):
         try:
-            moved = w.to(device)
+            moved = w.to(xpu)
             with torch.xpu.stream(torch.xpu.Stream()):
                 for i in range(20):
                     A = activation(1 + i % 5, 300, dtype=torch.bfloat16, seed=seed + i)
-                    result = moved.gemm(A.to(device))
+                    result = moved.gemm(A.to(xpu))
                     torch.xpu.current_stream().synchronize()
                     check_product(result, A, w.exact())
         except BaseException as error:

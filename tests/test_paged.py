@@ -11,8 +11,8 @@ from optimizers import Problem, gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=short)
-def test_paged_memory(device, dtype):
-    buffer = F.get_paged(300, 7, dtype=dtype, device=torch.device(device, 0))
+def test_paged_memory(xpu, dtype):
+    buffer = F.get_paged(300, 7, dtype=dtype, device=torch.device(xpu, 0))
     F.fill(buffer, 3)
     assert buffer.shape == (300, 7)
     assert buffer.is_paged
@@ -24,15 +24,15 @@ def test_paged_memory(device, dtype):
 
 
 @pytest.mark.parametrize("bits", [8, 32])
-def test_a_step_on_paged_states(device, bits):
-    plain = Problem.random("adam", (5000,), torch.float32, bits).to(device)
-    paged = plain.to(device)
+def test_a_step_on_paged_states(xpu, bits):
+    plain = Problem.random("adam", (5000,), torch.float32, bits).to(xpu)
+    paged = plain.to(xpu)
     for name in ("state1", "state2"):
-        state = F.get_paged(5000, dtype=getattr(plain, name).dtype, device=torch.device(device, 0))
+        state = F.get_paged(5000, dtype=getattr(plain, name).dtype, device=torch.device(xpu, 0))
         F.fill(state, 0)
         setattr(paged, name, state)
     for step in (1, 2):
-        g = gradient((5000,), torch.float32, step).to(device)
+        g = gradient((5000,), torch.float32, step).to(xpu)
         plain.step(g, step)
         paged.step(g, step)
     torch.xpu.synchronize()
@@ -43,12 +43,12 @@ def test_a_step_on_paged_states(device, bits):
 @pytest.mark.parametrize(
     "pair", [("PagedAdamW", "AdamW"), ("PagedAdamW8bit", "AdamW8bit"), ("PagedLion8bit", "Lion8bit")]
 )
-def test_paged_optimizers_train_as_others(device, pair):
+def test_paged_optimizers_train_as_others(xpu, pair):
     ends = []
     for name in pair:
         torch.manual_seed(0)
-        model = torch.nn.Linear(400, 300).to(device)  # more than 100,000 elements, from where on states are paged
-        x = torch.randn(16, 400, device=device)
+        model = torch.nn.Linear(400, 300).to(xpu)  # more than 100,000 elements, from where on states are paged
+        x = torch.randn(16, 400, device=xpu)
         optimizer = getattr(bnb.optim, name)(model.parameters(), lr=0.001)
         for _ in range(3):
             optimizer.zero_grad()
@@ -61,8 +61,8 @@ def test_paged_optimizers_train_as_others(device, pair):
         assert torch.equal(got, wanted)
 
 
-def test_memory_of_the_host_alone_is_refused(device):
-    problem = Problem.random("adam", (300,), torch.float32, 32).to(device)
+def test_memory_of_the_host_alone_is_refused(xpu):
+    problem = Problem.random("adam", (300,), torch.float32, 32).to(xpu)
     problem.state1 = torch.zeros(300)
     with pytest.raises(RuntimeError, match="state1 must be on xpu"):
-        ops.optimizer_update_32bit(**problem.arguments(torch.zeros(300, device=device), 1))
+        ops.optimizer_update_32bit(**problem.arguments(torch.zeros(300, device=xpu), 1))

@@ -150,17 +150,18 @@ def test_operators_are_all_there(device):
     library = ops._load().bnb_torch_operators().decode().split()
     assert sorted(library) == sorted(operator.name for operator in ops.OPERATORS)
     for operator in ops.OPERATORS:
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator.name}", "XPU")
+        for where in operator.devices:
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator.name}", where.upper())
 
 
-def test_the_call_reaches_our_kernels_and_not_a_fallback(device):
+def test_the_call_reaches_our_kernels_and_not_a_fallback(xpu):
     """On the virtual XPU, no aten operator is borrowed for a dequantisation or a product of few rows."""
     from bitsandbytes_intel import virtual_xpu
 
     if not virtual_xpu.is_enabled():
         pytest.skip("there is no fallback to count on a real XPU")
-    w = Weight.random(64, 256).to(device)
-    A = torch.randn(3, 256).to(device)
+    w = Weight.random(64, 256).to(xpu)
+    A = torch.randn(3, 256).to(xpu)
     exactly_equal(w.gemm(A), w.gemm(A))
     torch.xpu.synchronize()
     virtual_xpu.reset_fallback_counts()

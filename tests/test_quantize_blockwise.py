@@ -20,7 +20,7 @@ from helpers import (
     strided,
 )
 
-from bitsandbytes_intel import reference, runtime
+from bitsandbytes_intel import cpu, reference, runtime
 
 # Around the edges of a byte, a lane's share, a sub-group's, a block, a tile.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4096, 4097, 8191, 8193, 16385, 20001)
@@ -76,18 +76,18 @@ def special(dtype):
     return values
 
 
-def check_4bit(A, blocksize, quant_type, storage=torch.uint8, moved=None):
-    packed, absmax = ops.quantize_4bit(A.to("xpu") if moved is None else moved, blocksize, quant_type, storage)
+def check_4bit(device, A, blocksize, quant_type, storage=torch.uint8, moved=None):
+    packed, absmax = ops.quantize_4bit(A.to(device) if moved is None else moved, blocksize, quant_type, storage)
     wanted, wanted_absmax = reference.quantize_4bit(A, blocksize, quant_type, storage)
     exactly_equal(absmax, wanted_absmax)
     exactly_equal(packed.cpu().contiguous().view(torch.uint8), wanted.view(torch.uint8))
     assert packed.dtype == storage
     assert packed.shape == wanted.shape
-    assert packed.device.type == absmax.device.type == "xpu"
+    assert packed.device.type == absmax.device.type == device
 
 
-def check_8bit(A, code, blocksize, moved=None):
-    codes, absmax = ops.quantize_blockwise(A.to("xpu") if moved is None else moved, code.to("xpu"), blocksize)
+def check_8bit(device, A, code, blocksize, moved=None):
+    codes, absmax = ops.quantize_blockwise(A.to(device) if moved is None else moved, code.to(device), blocksize)
     wanted, wanted_absmax = reference.quantize_blockwise(A, code, blocksize)
     exactly_equal(absmax, wanted_absmax)
     exactly_equal(codes, wanted)
@@ -98,7 +98,7 @@ def check_8bit(A, code, blocksize, moved=None):
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("n", SIZES)
 def test_4bit_of_any_size(n, dtype, quant_type, device):
-    check_4bit(random(n, dtype=dtype, seed=n), 64, quant_type)
+    check_4bit(device, random(n, dtype=dtype, seed=n), 64, quant_type)
 
 
 @pytest.mark.parametrize("n", [1, 4096 * 3 + 5, 4096 * 5])
@@ -106,14 +106,14 @@ def test_4bit_of_any_size(n, dtype, quant_type, device):
 @pytest.mark.parametrize("blocksize", BLOCKSIZES)
 def test_4bit_of_any_blocksize(blocksize, dtype, n, device):
     for quant_type in QUANT_TYPES:
-        check_4bit(random(n, dtype=dtype, seed=n), blocksize, quant_type)
+        check_4bit(device, random(n, dtype=dtype, seed=n), blocksize, quant_type)
 
 
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("blocksize", [32, 64, 256])
 def test_4bit_of_special_values(blocksize, dtype, quant_type, device):
-    check_4bit(special(dtype), blocksize, quant_type)
+    check_4bit(device, special(dtype), blocksize, quant_type)
 
 
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
@@ -128,12 +128,12 @@ def test_4bit_rounds_the_reciprocal_as_cuda_does(quant_type, device):
     fp4 = torch.tensor(reference._FP4_BOUNDS)
     bounds = torch.cat([(nf4[1:] + nf4[:-1]) / 2, fp4, -fp4])
     rows = torch.cat([absmax, absmax * bounds, torch.zeros(len(bits), 64 - 1 - bounds.numel())], dim=1)
-    check_4bit(rows.reshape(-1), 64, quant_type)
+    check_4bit(device, rows.reshape(-1), 64, quant_type)
 
 
-def test_4bit_of_zero_and_nan():
+def test_4bit_of_zero_and_nan(device):
     """CUDA's codes: NaN and the elements of a block of zeros become 0; zero elsewhere is the code of zero."""
-    values = torch.tensor([0.0, -0.0, NAN, 1.0] + [-1e-9] * 4 + [0.5] * 56 + [0.0] * 64).to("xpu")
+    values = torch.tensor([0.0, -0.0, NAN, 1.0] + [-1e-9] * 4 + [0.5] * 56 + [0.0] * 64).to(device)
     nf4, absmax = ops.quantize_4bit(values, 64, "nf4", torch.uint8)
     assert absmax.tolist() == [1.0, 0.0]
     assert nf4.flatten()[:4].tolist() == [0x77, 0x0F, 0x77, 0x77]
@@ -151,8 +151,8 @@ def test_infinity_is_a_maximum(dtype, value, device):
     A[[3, 700, 4999]] = value
     for blocksize in (64, 1024):
         for quant_type in QUANT_TYPES:
-            check_4bit(A, blocksize, quant_type)
-        check_8bit(A, TABLES["dynamic"], blocksize)
+            check_4bit(device, A, blocksize, quant_type)
+        check_8bit(device, A, TABLES["dynamic"], blocksize)
     packed, absmax = ops.quantize_4bit(A.to(device), 64, "nf4", torch.uint8)
     assert absmax[0] == INF
     assert packed.flatten()[:3].tolist() == [0x77, 0x70, 0x77]
@@ -162,14 +162,14 @@ def test_infinity_is_a_maximum(dtype, value, device):
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 def test_4bit_of_any_alignment(dtype, offset, device):
     A = random(9001, dtype=dtype, seed=offset)
-    check_4bit(A, 128, "nf4", moved=on(device, A, offset))
+    check_4bit(device, A, 128, "nf4", moved=on(device, A, offset))
 
 
 @pytest.mark.parametrize("storage", STORAGES, ids=short)
 @pytest.mark.parametrize("n", [0, 8, 4096, 4104, 4103])
 def test_4bit_into_any_storage(n, storage, device):
     """Where n is odd the last half byte is free, and n + 1 fill the storage."""
-    check_4bit(random(n, seed=n), 64, "fp4", storage)
+    check_4bit(device, random(n, seed=n), 64, "fp4", storage)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,14 @@ def test_4bit_that_does_not_fill_its_storage(n, storage, device, capfd):
 
 @pytest.mark.parametrize("shape", [(), (1,), (5, 0), (3, 5, 7), (1, 77), (48, 96)], ids=str)
 def test_4bit_of_any_shape(shape, device):
-    check_4bit(random(*shape), 64, "nf4")
+    check_4bit(device, random(*shape), 64, "nf4")
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
 def test_4bit_reads_logical_order(layout, device):
     A = random(60, 70).to(device)
     given = {"transposed": A.t(), "strided": strided(A), "expanded": A[:1].expand(60, 70)}[layout]
-    check_4bit(given.cpu().contiguous(), 64, "nf4", moved=given)
+    check_4bit(device, given.cpu().contiguous(), 64, "nf4", moved=given)
 
 
 def test_4bit_comes_back(device):
@@ -206,14 +206,14 @@ def test_4bit_comes_back(device):
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("n", SIZES)
 def test_8bit_of_any_size(n, dtype, device):
-    check_8bit(random(n, dtype=dtype, seed=n), TABLES["dynamic"], 256)
+    check_8bit(device, random(n, dtype=dtype, seed=n), TABLES["dynamic"], 256)
 
 
 @pytest.mark.parametrize("n", [1, 20005])
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("blocksize", [*BLOCKSIZES, *ODD_BLOCKSIZES])
 def test_8bit_of_any_blocksize(blocksize, dtype, n, device):
-    check_8bit(random(n, dtype=dtype, seed=n), TABLES["dynamic"], blocksize)
+    check_8bit(device, random(n, dtype=dtype, seed=n), TABLES["dynamic"], blocksize)
 
 
 @pytest.mark.parametrize("blocksize", [64, 4096, 100])
@@ -226,14 +226,14 @@ def test_8bit_of_any_table(table, blocksize, device):
     edges = edges[edges.abs() <= 1]
     A = torch.cat([edges, random(9000)])
     A[::64] = 1.0
-    check_8bit(A, code, blocksize)
+    check_8bit(device, A, code, blocksize)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("blocksize", [7, 64, 512])
 def test_8bit_of_special_values(blocksize, dtype, device):
     for table in ("dynamic", "uniform", "unsorted"):
-        check_8bit(special(dtype), TABLES[table], blocksize)
+        check_8bit(device, special(dtype), TABLES[table], blocksize)
 
 
 def test_8bit_has_a_code_for_zero(device):
@@ -248,14 +248,14 @@ def test_8bit_has_a_code_for_zero(device):
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 def test_8bit_of_any_alignment(dtype, offset, device):
     A = random(9001, dtype=dtype, seed=offset)
-    check_8bit(A, TABLES["dynamic"], 256, moved=on(device, A, offset))
+    check_8bit(device, A, TABLES["dynamic"], 256, moved=on(device, A, offset))
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
 def test_8bit_reads_logical_order(layout, device):
     A = random(60, 70).to(device)
     given = {"transposed": A.t(), "strided": strided(A), "expanded": A[:1].expand(60, 70)}[layout]
-    check_8bit(given.cpu().contiguous(), TABLES["dynamic"], 64, moved=given)
+    check_8bit(device, given.cpu().contiguous(), TABLES["dynamic"], 64, moved=given)
     codes, _ = ops.quantize_blockwise(given, TABLES["dynamic"].to(device), 64)
     assert codes.stride() == torch.empty_like(given, dtype=torch.uint8).stride()
 
@@ -335,7 +335,7 @@ def test_a_table_on_another_device(device, capfd):
     check_error(lambda: ops.quantize_blockwise(A, code, 64), "code", "cpu", capfd)
 
 
-@pytest.mark.parametrize("kind", runtime.KINDS)
+@pytest.mark.parametrize("kind", (*runtime.KINDS, *cpu.isas()))
 def test_every_kernel_stays_within_its_operands(kind, python):
     """The kernels for GPUs too, compiled for the CPU device; operands lie between forbidden pages."""
     sweep = pathlib.Path(__file__).with_name("quantize_bounds_sweep.py")
