@@ -14,18 +14,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Operator:
-    """One of ours: its name in ``torch.ops.bitsandbytes`` with its overload, its devices, and what does the work."""
+    """One of ours: its name in ``torch.ops.bitsandbytes`` with its overload, its devices, what does the work on xpu."""
 
     name: str
     devices: tuple[str, ...]
-    kernel: str
+    xpu_kernel: str
+
+    def kernel(self, device: str) -> str:
+        """What does the work on a device."""
+        return "C++" if device == "cpu" else self.xpu_kernel
 
 
 OPERATORS = (
-    Operator("dequantize_4bit", ("cpu", "xpu"), "C++, SYCL"),
-    Operator("dequantize_4bit.out", ("cpu", "xpu"), "C++, SYCL"),
-    Operator("dequantize_blockwise", ("cpu", "xpu"), "C++, SYCL"),
-    Operator("dequantize_blockwise.out", ("cpu", "xpu"), "C++, SYCL"),
+    Operator("dequantize_4bit", ("cpu", "xpu"), "SYCL"),
+    Operator("dequantize_4bit.out", ("cpu", "xpu"), "SYCL"),
+    Operator("dequantize_blockwise", ("cpu", "xpu"), "SYCL"),
+    Operator("dequantize_blockwise.out", ("cpu", "xpu"), "SYCL"),
     Operator("quantize_4bit", ("xpu",), "SYCL"),
     Operator("quantize_blockwise", ("xpu",), "SYCL"),
     Operator("gemv_4bit", ("xpu",), "SYCL"),

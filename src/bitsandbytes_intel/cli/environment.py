@@ -163,14 +163,17 @@ def devices(setup: Setup) -> list[dict[str, Any]]:
     """Torch's devices that matter to us, the CPU first."""
     import torch
 
-    from .. import runtime
+    from .. import cpu, runtime
 
-    found: list[dict[str, Any]] = [
-        {"device": "cpu", "name": cpu_name(), "driver": None, "kind": None, "virtual": False, "error": None}
-    ]
+    entry: dict[str, Any] = {"device": "cpu", "name": cpu_name(), "driver": None, "virtual": False, "error": None}
+    try:
+        entry["kind"] = env.ISA.get() or list(cpu.isas())[-1]
+    except runtime.KernelError as error:
+        entry.update(kind=None, error=str(error))
+    found = [entry]
     for index in range(torch.xpu.device_count() if setup.no_xpu is None else 0):
         properties = torch.xpu.get_device_properties(index)
-        entry: dict[str, Any] = {
+        entry = {
             "device": f"xpu:{index}",
             "name": properties.name,
             "virtual": setup.virtual,

@@ -67,7 +67,7 @@ def _answers(name: str, device: str) -> str:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     for operator in ops.registered().get(device, ()):
         if name == f"bitsandbytes::{operator.name}":
-            return f"ours: {operator.kernel}"
+            return f"ours: {operator.kernel(device)}"
     if has(name, device.upper()):
         return f"upstream's for {device}"
     if has(name, "CompositeExplicitAutograd") or has(name, "CompositeImplicitAutograd"):

@@ -1,0 +1,148 @@
+"""No instruction stands where a CPU that lacks it could meet it, and the package works on a CPU that has nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from bitsandbytes_intel import cpu, env, ops
+from bitsandbytes_intel.runtime import KernelError
+
+# Instructions and operands that a file of this name may hold; a file of another name may hold none of them.
+LEVELS = ("avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+INCLUDED = {
+    "avx2": {"avx2"},
+    "avx_vnni": {"avx2", "vnni"},
+    "avx512": {"avx2", "avx512"},
+    "avx512_vnni": {"avx2", "avx512", "vnni"},
+    "avx512_bf16": {"avx2", "avx512", "vnni", "bf16"},
+    "amx": {"avx2", "avx512", "vnni", "bf16", "amx"},
+}
+KINDS = (
+    ("amx", re.compile(r"^(tdp|tile|ldtilecfg|sttilecfg)|^v\w+(ph|sh)\b|^vp(erm\w*b|multishift\w*)\b")),
+    ("bf16", re.compile(r"^v(dpbf16|cvtne)")),
+    ("vnni", re.compile(r"^(\{vex\} )?vpdp(bu|ws)")),
+    ("avx512", re.compile(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])\b")),
+    (
+        "avx2",
+        re.compile(r"^v|%ymm|^(andn|bextr|blsi|blsmsk|blsr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|popcnt)"),
+    ),
+)
+# vcvtps2ph and vcvtph2ps are F16C's, which AVX2 brings along here, also of 512 bits.
+NOT_FP16 = re.compile(r"^vcvt(ps2ph|ph2ps)\b")
+
+
+def kind_of(instruction: str) -> str | None:
+    """The newest kind of instruction set that an instruction, as objdump writes it, needs."""
+    for kind, pattern in KINDS:
+        if pattern.search(instruction) and not (kind == "amx" and NOT_FP16.match(instruction)):
+            return kind
+    return None
+
+
+def functions_by_file(library: str) -> dict[tuple[str, int], str]:
+    """(Name, address) of each function that is local to a source file -> the file's name without its suffix."""
+    table = subprocess.run(["readelf", "-sW", library], capture_output=True, text=True, check=True).stdout
+    found, file = {}, ""
+    for line in table.splitlines():
+        fields = line.split()
+        if len(fields) < 8 or not fields[0].rstrip(":").isdigit():
+            continue
+        if fields[3] == "FILE":
+            file = fields[7]
+        elif fields[3] == "FUNC" and fields[4] == "LOCAL":
+            found[fields[7], int(fields[1], 16)] = file.removesuffix(".cpp")
+    return found
+
+
+@pytest.mark.parametrize(
+    "library", [cpu.LIBRARY, cpu.LIBRARY.with_name("libbitsandbytes_intel_torch.so")], ids=lambda p: p.name
+)
+def test_instructions_stay_within_their_files(library):
+    """Functions that the linker could take for another file's, and what runs while the library loads, are plain x86-64."""
+    local = functions_by_file(str(library))
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", "-w", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    misplaced, checked, allowed, name = [], {level: 0 for level in LEVELS}, frozenset(), ""
+    for line in listing.splitlines():
+        if heading := re.match(r"^([0-9a-f]+) <(.+)>:$", line):
+            address, name = int(heading[1], 16), heading[2]
+            file = local.get((name, address), "")
+            loads = name.startswith(("_GLOBAL__", "__static_init"))
+            allowed = frozenset() if loads else INCLUDED.get(file, frozenset())
+            if allowed:
+                checked[file] += 1
+        elif "\t" in line:
+            instruction = line.split("\t", 1)[1].strip()
+            kind = kind_of(instruction)
+            if kind and kind not in allowed:
+                misplaced.append(f"{name}: {instruction}")
+    assert misplaced == []
+    if library == cpu.LIBRARY:
+        assert checked["avx2"] and checked["avx512"], "no function was found in its file: the library has no symbols"
+
+
+def test_the_names_of_instruction_sets():
+    assert list(cpu.isas()) == [name for name in env.ISAS if name in cpu.isas()]
+    assert next(iter(cpu.isas())) == "scalar"
+    assert set(cpu.kernels().values()) <= {*cpu.isas(), "avx_vnni"}
+
+
+def test_a_forced_instruction_set_answers(python):
+    code = "import bitsandbytes; from bitsandbytes_intel import cpu; print(set(cpu.kernels().values()))"
+    assert python(code, BNB_INTEL_ISA="scalar").stdout.strip() == "{'scalar'}"
+
+
+def test_an_instruction_set_that_the_cpu_lacks(python):
+    missing = [name for name in env.ISAS if name not in cpu.isas()]
+    if not missing:
+        with pytest.raises(KernelError, match="must be one that this CPU has"), cpu.using("avx10"):
+            pass
+        return
+    code = "import logging; logging.basicConfig(); import bitsandbytes; from bitsandbytes_intel import ops; print(ops.failures())"
+    done = python(code, BNB_INTEL_ISA=missing[0])
+    for text in (done.stdout, done.stderr):
+        assert "BNB_INTEL_ISA" in text
+        assert ", ".join(cpu.isas()) in text
+
+
+def test_an_unknown_instruction_set(python):
+    code = "from bitsandbytes_intel import env; env.ISA.get()"
+    done = python(code, check=False, BNB_INTEL_ISA="sse9")
+    assert "BNB_INTEL_ISA='sse9' is not an instruction set: expected one of scalar, avx2" in done.stderr
+
+
+# Upstream's own CPU library ends the process on a CPU without AVX2: it must not be loaded there.
+WITHOUT_UPSTREAM = """
+import ctypes, runpy, sys
+load = ctypes.CDLL.__init__
+def refuse(self, name, *args, **kwargs):
+    if "libbitsandbytes_cpu" in str(name):
+        raise OSError("not on this CPU")
+    load(self, name, *args, **kwargs)
+ctypes.CDLL.__init__ = refuse
+sys.argv = ["bitsandbytes_intel", "--device", "cpu", "--json"]
+runpy.run_module("bitsandbytes_intel", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="qemu-x86_64 (Debian: qemu-user) is not installed")
+@pytest.mark.parametrize(("model", "best"), [("Nehalem", "scalar"), ("Haswell", "avx2")])
+def test_every_operator_on_an_older_cpu(model, best):
+    """The whole validation of the CPU's operators, on a CPU that is emulated."""
+    environment = {**os.environ, "BNB_INTEL_VIRTUAL_XPU": "0", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(
+        ["qemu-x86_64", "-cpu", model, sys.executable, "-c", WITHOUT_UPSTREAM],
+        env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f'"{best}"' in done.stdout
+    for operator in ops.OPERATORS:
+        if "cpu" in operator.devices:
+            assert operator.name in done.stdout
