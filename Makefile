@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc tools -type f)
 
-.PHONY: run test bench lint build clean
+.PHONY: run test bench lint sanitize build clean
 .DEFAULT_GOAL := run
 
 # torch first: a CPU build where the installer offers one, and the headers that the build needs.
@@ -35,6 +35,16 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The CPU kernels and the operators' entries, checked by AddressSanitizer and UBSan while the CPU's tests run.
+SANITIZE := build/sanitize
+SANITIZERS := -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: build
+	rm -rf $(SANITIZE) && mkdir -p $(SANITIZE)
+	cp -r src csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZE)
+	cd $(SANITIZE) && CXX="g++ $(SANITIZERS)" $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --only cpu,torch
+	cd $(SANITIZE) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 BNB_INTEL_VIRTUAL_XPU=0 PYTHONPATH=src $(CURDIR)/$(BIN)/python -m pytest -q -k "cpu- and not xpu" tests
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info src/bitsandbytes_intel/*.so

@@ -84,6 +84,19 @@ class SharedLibrary(Extension):
 class BuildLibraries(build_ext):
     """Compiles and links the libraries; each compiler call is plain enough to repeat by hand."""
 
+    user_options = [*build_ext.user_options, ("only=", None, "build these alone, of torch, cpu and xpu, e.g. cpu,torch")]
+
+    def initialize_options(self) -> None:
+        """All libraries, unless told otherwise."""
+        super().initialize_options()
+        self.only = ""
+
+    def finalize_options(self) -> None:
+        """Leave out what was not asked for."""
+        super().finalize_options()
+        if self.only:
+            self.extensions = [e for e in self.extensions if e.name.rsplit("_", 1)[1] in self.only.split(",")]
+
     def get_ext_filename(self, name: str) -> str:
         """The package's folder and the library's name, without Python's suffix."""
         return os.path.join(*name.split(".")) + ".so"

@@ -21,8 +21,7 @@ def _torch_has_xpu() -> bool:
     return spec is not None and any(pathlib.Path(spec.origin).parent.glob("lib/libtorch_xpu.*"))
 
 
-if not _torch_has_xpu():
-    os.environ["BNB_INTEL_VIRTUAL_XPU"] = "1"
+if not _torch_has_xpu() and os.environ.setdefault("BNB_INTEL_VIRTUAL_XPU", "1") == "1":
     if "torch" in sys.modules:  # a plugin of pytest's was first
         from bitsandbytes_intel import virtual_xpu
 
