@@ -39,8 +39,8 @@ OPERATORS = (
     Operator("int8_mm_dequant", ("xpu",), "SYCL"),
     Operator("int8_scaled_mm", ("xpu",), "oneDNN, SYCL"),
     Operator("int8_mixed_scaled_mm", ("xpu",), "oneDNN, SYCL"),
-    Operator("optimizer_update_32bit", ("xpu",), "SYCL"),
-    Operator("optimizer_update_8bit_blockwise", ("xpu",), "SYCL"),
+    Operator("optimizer_update_32bit", ("cpu", "xpu"), "C++, SYCL"),
+    Operator("optimizer_update_8bit_blockwise", ("cpu", "xpu"), "C++, SYCL"),
 )
 
 _registered: dict[str, tuple[Operator, ...]] = {}
