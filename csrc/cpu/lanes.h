@@ -7,10 +7,18 @@
 //   broadcast, magnitude, square_root, largest (of all lanes), sum (in a fixed order)
 //   larger(x, maximum)         NaN is no maximum
 //   values_of(map, codes)      kLanes values of a map of 256
-//   codes_64<SIGNED>(...)      64 values to codes of a map of 256, see map256.h
+//   codes_of<SIGNED>(t, first_nonnegative, n, value, out)
+//                              n values (a multiple of 64, up to kAtOnce) to codes of a map of 256, see map256.h.
+//                              value(i, state) gives kLanes of them from the i-th on, and, of SIGNED, the states that
+//                              they come from: a state's code, if that is of a value of the other sign, moves to the
+//                              neighbour; codes from first_nonnegative on are of values that are no negatives
 #pragma once
 
 #include "cpu.h"
 #include "map256.h"
+
+namespace bnb::cpu {
+constexpr int kAtOnce = 256;
+}
 
 #define BNB_INLINE inline __attribute__((always_inline))

@@ -91,33 +91,62 @@ BNB_INLINE __m256i reversed_bits(__m256i x) {  // of each byte
   return _mm256_or_si256(above, _mm256_shuffle_epi8(reversed, _mm256_and_si256(_mm256_srli_epi16(x, 4), low)));
 }
 
-// See lanes_scalar.h.
+// The codes of SIGNED states.
+BNB_INLINE __m256i with_sign(__m256i codes, int first_nonnegative, const Lanes (&states)[4]) {
+  const __m256i zero = _mm256_setzero_si256();
+  const auto sign = [&](Lanes state) {  // -1, 0 or 1
+    const __m256i positive = _mm256_castps_si256(_mm256_cmp_ps(state, _mm256_setzero_ps(), _CMP_GT_OQ));
+    return _mm256_sub_epi32(_mm256_castps_si256(_mm256_cmp_ps(state, _mm256_setzero_ps(), _CMP_LT_OQ)), positive);
+  };
+  const __m256i low = _mm256_packs_epi32(sign(states[0]), sign(states[1]));
+  const __m256i high = _mm256_packs_epi32(sign(states[2]), sign(states[3]));
+  const __m256i signs = in_order(_mm256_packs_epi16(low, high));
+  const __m256i last = _mm256_set1_epi8(static_cast<char>(first_nonnegative - 1));
+  const __m256i below = first_nonnegative ? _mm256_cmpeq_epi8(_mm256_min_epu8(codes, last), codes) : zero;
+  const __m256i other = _mm256_xor_si256(_mm256_cmpgt_epi8(zero, signs), below);
+  const __m256i step = _mm256_blendv_epi8(_mm256_set1_epi8(-1), _mm256_set1_epi8(1), _mm256_cmpgt_epi8(signs, zero));
+  return _mm256_add_epi8(codes, _mm256_and_si256(step, other));
+}
+
 template <bool SIGNED, class Value>
-BNB_INLINE void codes_64(const Thresholds& t, int first_nonnegative, const Value& value, uint8_t* out) {
-  for (int half_of_it = 0; half_of_it < 2; half_of_it++) {
-    __m256i paths[4], states[4];
-    for (int j = 0; j < 4; j++) {
+BNB_INLINE void codes_of(const Thresholds& t, int first_nonnegative, int n, const Value& value, uint8_t* out) {
+  alignas(32) Thresholds::Bucket found[kAtOnce];
+  if (t.has_buckets) {
+    alignas(32) uint16_t at[kAtOnce];
+    for (int i = 0; i < n; i += 16) {
       Lanes state{};
-      paths[j] = path_of(t, value(4 * half_of_it + j, state));
-      states[j] = _mm256_castps_si256(state);
+      const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(value(i, state)), 16);
+      const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(value(i + 8, state)), 16);
+      const __m256i bits = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+      const __m256i magnitude_bits = _mm256_srli_epi16(_mm256_slli_epi16(bits, 1), Thresholds::kDropped - 15);
+      __m256i bucket = _mm256_subs_epu16(magnitude_bits, _mm256_set1_epi16(Thresholds::kLeast));
+      bucket = _mm256_min_epu16(bucket, _mm256_set1_epi16(Thresholds::kBuckets - 1));
+      const __m256i negative = _mm256_and_si256(_mm256_srai_epi16(bits, 15), _mm256_set1_epi16(Thresholds::kBuckets));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(at + i), _mm256_add_epi16(bucket, negative));
     }
-    __m256i codes = reversed_bits(bytes_of(paths[0], paths[1], paths[2], paths[3]));
-    if constexpr (SIGNED) {
-      const __m256i zero = _mm256_setzero_si256();
-      const auto sign = [&](__m256i bits) {  // -1, 0 or 1
-        const Lanes state = _mm256_castsi256_ps(bits);
-        const __m256i positive = _mm256_castps_si256(_mm256_cmp_ps(state, _mm256_setzero_ps(), _CMP_GT_OQ));
-        return _mm256_sub_epi32(_mm256_castps_si256(_mm256_cmp_ps(state, _mm256_setzero_ps(), _CMP_LT_OQ)), positive);
-      };
-      const __m256i low = _mm256_packs_epi32(sign(states[0]), sign(states[1]));
-      const __m256i high = _mm256_packs_epi32(sign(states[2]), sign(states[3]));
-      const __m256i signs = in_order(_mm256_packs_epi16(low, high));
-      const __m256i last = _mm256_set1_epi8(static_cast<char>(first_nonnegative - 1));
-      const __m256i below = first_nonnegative ? _mm256_cmpeq_epi8(_mm256_min_epu8(codes, last), codes) : zero;
-      const __m256i other = _mm256_xor_si256(_mm256_cmpgt_epi8(zero, signs), below);
-      const __m256i step = _mm256_blendv_epi8(_mm256_set1_epi8(-1), _mm256_set1_epi8(1), _mm256_cmpgt_epi8(signs, zero));
-      codes = _mm256_add_epi8(codes, _mm256_and_si256(step, other));
+    look_up(t.buckets, at, n, found);
+  }
+  for (int i = 0; i < n; i += 32) {
+    __m256i codes[4];
+    Lanes states[4] = {};
+    for (int j = 0; j < 4; j++) {
+      const Lanes x = value(i + 8 * j, states[j]);
+      if (t.has_buckets) {
+        const float* pairs = &found[i + 8 * j].bound;
+        const Lanes low = _mm256_load_ps(pairs), high = _mm256_load_ps(pairs + 8);
+        const auto in_order = [&](Lanes y) { return _mm256_permute4x64_epi64(_mm256_castps_si256(y), 0xd8); };
+        const Lanes bound = _mm256_castsi256_ps(in_order(_mm256_shuffle_ps(low, high, 0x88)));
+        const __m256i code = in_order(_mm256_shuffle_ps(low, high, 0xdd));
+        const __m256i number = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
+        const __m256i above = _mm256_castps_si256(_mm256_cmp_ps(x, bound, _CMP_GE_OQ));
+        codes[j] = _mm256_and_si256(_mm256_sub_epi32(code, above), number);
+      } else {
+        codes[j] = path_of(t, x);
+      }
     }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * half_of_it), codes);
+    __m256i bytes = bytes_of(codes[0], codes[1], codes[2], codes[3]);
+    if (!t.has_buckets) bytes = reversed_bits(bytes);
+    if constexpr (SIGNED) bytes = with_sign(bytes, first_nonnegative, states);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), bytes);
   }
 }

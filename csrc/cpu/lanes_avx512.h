@@ -96,26 +96,59 @@ BNB_INLINE __m512i reversed_bits(__m512i x) {  // of each byte
   return _mm512_or_si512(above, _mm512_shuffle_epi8(reversed, _mm512_and_si512(_mm512_srli_epi16(x, 4), low)));
 }
 
-// See lanes_scalar.h.
+// The codes of SIGNED states: `negative` and `positive` have a bit for each.
+BNB_INLINE __m512i with_sign(__m512i codes, int first_nonnegative, uint64_t negative, uint64_t positive) {
+  const __m512i last = _mm512_set1_epi8(static_cast<char>(first_nonnegative - 1)), one = _mm512_set1_epi8(1);
+  const uint64_t below = first_nonnegative ? _mm512_cmple_epu8_mask(codes, last) : 0, other = below ^ negative;
+  codes = _mm512_mask_add_epi8(codes, other & positive, codes, one);
+  return _mm512_mask_sub_epi8(codes, other & ~positive, codes, one);
+}
+
 template <bool SIGNED, class Value>
-BNB_INLINE void codes_64(const Thresholds& t, int first_nonnegative, const Value& value, uint8_t* out) {
-  __m512i paths[4];
-  uint64_t negative = 0, positive = 0;
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    Lanes state{};
-    paths[j] = path_of(t, value(j, state));
-    if constexpr (SIGNED) {
-      negative |= uint64_t{_mm512_cmp_ps_mask(state, _mm512_setzero_ps(), _CMP_LT_OQ)} << 16 * j;
-      positive |= uint64_t{_mm512_cmp_ps_mask(state, _mm512_setzero_ps(), _CMP_GT_OQ)} << 16 * j;
+BNB_INLINE void codes_of(const Thresholds& t, int first_nonnegative, int n, const Value& value, uint8_t* out) {
+  alignas(64) Thresholds::Bucket found[kAtOnce];
+  if (t.has_buckets) {
+    alignas(64) uint16_t at[kAtOnce];
+    for (int i = 0; i < n; i += 32) {
+      Lanes state{};
+      const __m512i low = _mm512_castps_si512(value(i, state)), high = _mm512_castps_si512(value(i + 16, state));
+      alignas(64) static constexpr uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                       33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+      const __m512i bits = _mm512_permutex2var_epi16(low, _mm512_load_si512(odd), high);
+      const __m512i magnitude_bits = _mm512_srli_epi16(_mm512_slli_epi16(bits, 1), Thresholds::kDropped - 15);
+      __m512i bucket = _mm512_subs_epu16(magnitude_bits, _mm512_set1_epi16(Thresholds::kLeast));
+      bucket = _mm512_min_epu16(bucket, _mm512_set1_epi16(Thresholds::kBuckets - 1));
+      bucket = _mm512_mask_add_epi16(bucket, _mm512_movepi16_mask(bits), bucket, _mm512_set1_epi16(Thresholds::kBuckets));
+      _mm512_store_si512(at + i, bucket);
     }
+    look_up(t.buckets, at, n, found);
   }
-  __m512i codes = reversed_bits(bytes_of(paths[0], paths[1], paths[2], paths[3]));
-  if constexpr (SIGNED) {
-    const __m512i last = _mm512_set1_epi8(static_cast<char>(first_nonnegative - 1)), one = _mm512_set1_epi8(1);
-    const uint64_t below = first_nonnegative ? _mm512_cmple_epu8_mask(codes, last) : 0, other = below ^ negative;
-    codes = _mm512_mask_add_epi8(codes, other & positive, codes, one);
-    codes = _mm512_mask_sub_epi8(codes, other & ~positive, codes, one);
+  for (int i = 0; i < n; i += 64) {
+    __m512i codes[4];
+    uint64_t negative = 0, positive = 0;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      Lanes state{};
+      const Lanes x = value(i + 16 * j, state);
+      if (t.has_buckets) {
+        const Lanes low = _mm512_load_ps(&found[i + 16 * j]), high = _mm512_load_ps(&found[i + 16 * j + 8]);
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+        const __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_permutex2var_ps(low, even, high), _CMP_GE_OQ);
+        codes[j] = _mm512_castps_si512(_mm512_maskz_permutex2var_ps(number, low, odd, high));
+        codes[j] = _mm512_mask_add_epi32(codes[j], above, codes[j], _mm512_set1_epi32(1));
+      } else {
+        codes[j] = path_of(t, x);
+      }
+      if constexpr (SIGNED) {
+        negative |= uint64_t{_mm512_cmp_ps_mask(state, _mm512_setzero_ps(), _CMP_LT_OQ)} << 16 * j;
+        positive |= uint64_t{_mm512_cmp_ps_mask(state, _mm512_setzero_ps(), _CMP_GT_OQ)} << 16 * j;
+      }
+    }
+    __m512i bytes = bytes_of(codes[0], codes[1], codes[2], codes[3]);
+    if (!t.has_buckets) bytes = reversed_bits(bytes);
+    if constexpr (SIGNED) bytes = with_sign(bytes, first_nonnegative, negative, positive);
+    _mm512_storeu_si512(out + i, bytes);
   }
-  _mm512_storeu_si512(out, codes);
 }

@@ -32,17 +32,21 @@ BNB_INLINE float sum(Lanes x) { return x; }
 
 BNB_INLINE Lanes values_of(const float* map, const uint8_t* codes) { return map[*codes]; }
 
-// value(j, state) gives vector j of 64 / kLanes, and, of SIGNED, the state that it comes from: its code, if that is of a
-// value of the other sign, moves to the neighbour. Codes from `first_nonnegative` on are of values that are no negatives.
 template <bool SIGNED, class Value>
-BNB_INLINE void codes_64(const Thresholds& t, int first_nonnegative, const Value& value, uint8_t* out) {
-  for (int j = 0; j < 64; j++) {
+BNB_INLINE void codes_of(const Thresholds& t, int first_nonnegative, int n, const Value& value, uint8_t* out) {
+  for (int i = 0; i < n; i++) {
     Lanes state = 0;
-    const Lanes x = value(j, state);
-    int code = t.code_of(x);
+    const Lanes x = value(i, state);
+    int code;
+    if (t.has_buckets && x == x) {
+      const Thresholds::Bucket& bucket = t.buckets[Thresholds::bucket_of(x)];
+      code = bucket.code + (x >= bucket.bound);
+    } else {
+      code = t.code_of(x);
+    }
     if constexpr (SIGNED) {
       if ((code < first_nonnegative) != (state < 0)) code += state > 0 ? 1 : -1;
     }
-    out[j] = static_cast<uint8_t>(code);
+    out[i] = static_cast<uint8_t>(code);
   }
 }

@@ -8,13 +8,12 @@ __attribute__((noinline)) void dequantize(const StateMap& map, const uint8_t* co
 template <bool SIGNED>
 __attribute__((noinline)) void quantize(const StateMap& map, const float* states, float absmax, uint8_t* codes) {
   const float above = absmax < 0x1p-60f ? 0x1p+64f : 1.0f, below = 1.0f / (absmax * above);
-  for (int i = 0; i < kStateBlock; i += 64) {
-    const auto value = [&](int j, Lanes& state) {
-      state = load(states + i + j * kLanes);
-      return state * above * below;
-    };
-    codes_64<SIGNED>(map.thresholds, map.first_nonnegative, value, codes + i);
-  }
+  const auto value = [&](int i, Lanes& state) {
+    state = load(states + i);
+    return state * above * below;
+  };
+  static_assert(kStateBlock <= kAtOnce);
+  codes_of<SIGNED>(map.thresholds, map.first_nonnegative, kStateBlock, value, codes);
 }
 
 // A block's elements.

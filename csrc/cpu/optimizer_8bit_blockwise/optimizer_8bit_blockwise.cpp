@@ -4,13 +4,13 @@ namespace bnb::cpu {
 
 constinit Slot<UpdateBlocks> optimizer_8bit_blockwise{"optimizer_8bit_blockwise"};
 
-StateMap::StateMap(const float* quantiles) : first_nonnegative(0) {
+StateMap::StateMap(const float* quantiles, int64_t n) : first_nonnegative(0) {
   for (int i = 0; i < 256; i++) {
     value[i] = quantiles[i];
     thresholds.sorted[i] = i < 255 ? (quantiles[i] + quantiles[i + 1]) * 0.5f : 0;
     first_nonnegative += __builtin_signbit(quantiles[i]) != 0;
   }
-  thresholds.arrange();
+  thresholds.arrange(n);
 }
 
 // Elements that are worth a thread.
@@ -25,7 +25,7 @@ int coptimizer_static_8bit_blockwise(int dtype, int optimizer, void* p, const vo
   return guarded(message, message_size, [&] {
     with_dtype(dtype, [](auto) {});
     const int64_t blocks = ceil_div(n, kStateBlock);
-    const StateMap map1(quantiles1), map2(quantiles2 ? quantiles2 : quantiles1);
+    const StateMap map1(quantiles1, n), map2(quantiles2 ? quantiles2 : quantiles1, quantiles2 ? n : 0);
     Optimizer8bit call{dtype, optimizer, step_of(*step), p, g, state1, nullptr, nullptr, absmax1, nullptr, nullptr, &map1, &map2, n};
     bnb::with_optimizer(optimizer, [&]<bnb::Optimizer OPTIMIZER>() {
       if constexpr (bnb::has_two_states(OPTIMIZER)) call.state2 = state2, call.absmax2 = absmax2;

@@ -12,7 +12,7 @@ struct StateMap {
   Thresholds thresholds;
   int first_nonnegative;  // code
 
-  explicit StateMap(const float* quantiles);
+  StateMap(const float* quantiles, int64_t n);  // for n states
 };
 
 struct Optimizer8bit {

@@ -19,13 +19,13 @@ BNB_INLINE float absmax_of(const T* from, int64_t n) {
 
 template <int DATA_TYPE, class T>
 void blocks_4bit(const Quantize& q, int64_t first, int64_t last) {
-  constexpr int64_t kAtOnce = 16, kInCache = 4096;  // blocks and elements: the reciprocals' latencies overlap
+  constexpr int64_t kBlocks = 16, kInCache = 4096;  // blocks and elements: the reciprocals' latencies overlap
   const T* const A = static_cast<const T*>(q.A);
-  const int64_t batch = std::clamp<int64_t>(kInCache / q.blocksize, 1, kAtOnce);
+  const int64_t batch = std::clamp<int64_t>(kInCache / q.blocksize, 1, kBlocks);
   const int shift = __builtin_ctzll(static_cast<uint64_t>(q.blocksize));
   for (int64_t start = first; start < last; start += batch) {
     const int64_t count = std::min(batch, last - start), begin = start << shift, end = std::min(q.n, (start + count) << shift);
-    float scales[kAtOnce];
+    float scales[kBlocks];
     float* const absmax = q.absmax + start;
     for (int64_t b = 0, i = begin; b < count; b++, i += q.blocksize)
       absmax[b] = absmax_of(A + i, std::min(q.blocksize, end - i));
@@ -57,7 +57,7 @@ void blocks_4bit(const Quantize& q, int64_t first, int64_t last) {
 
 template <class T>
 void blocks_8bit(const Quantize& q, int64_t first, int64_t last) {
-  constexpr int64_t kFew = 8;  // elements that are not worth 64
+  constexpr int64_t kFew = 8;  // elements that are not worth the time of 64
   for (int64_t block = first; block < last; block++) {
     const T* const from = static_cast<const T*>(q.A) + block * q.blocksize;
     uint8_t* const to = q.out + block * q.blocksize;
@@ -68,16 +68,20 @@ void blocks_8bit(const Quantize& q, int64_t first, int64_t last) {
       for (int64_t i = 0; i < size; i++) to[i] = static_cast<uint8_t>(code_among(q.code, to_float(from[i]) * scale));
       continue;
     }
-    const auto code_64 = [&](const T* elements, uint8_t* codes) {
-      codes_64<false>(*q.thresholds, 0, [&](int j, Lanes&) { return load(elements + j * kLanes) * broadcast(scale); }, codes);
+    const auto code = [&](const T* elements, int count, uint8_t* codes) {
+      codes_of<false>(*q.thresholds, 0, count, [&](int j, Lanes&) { return load(elements + j) * broadcast(scale); }, codes);
     };
     int64_t i = 0;
-    for (; i + 64 <= size; i += 64) code_64(from + i, to + i);
+    for (; i + kAtOnce <= size; i += kAtOnce) code(from + i, kAtOnce, to + i);
+    if (const auto whole = static_cast<int>((size - i) & ~int64_t{63})) {
+      code(from + i, whole, to + i);
+      i += whole;
+    }
     if (size - i > kFew) {
       T rest[64] = {};
       uint8_t codes[64];
       __builtin_memcpy(rest, from + i, static_cast<size_t>(size - i) * sizeof(T));
-      code_64(rest, codes);
+      code(rest, 64, codes);
       __builtin_memcpy(to + i, codes, static_cast<size_t>(size - i));
     } else {
       for (; i < size; i++) to[i] = static_cast<uint8_t>(q.thresholds->code_of(to_float(from[i]) * scale));

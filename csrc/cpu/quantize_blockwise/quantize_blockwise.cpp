@@ -17,15 +17,13 @@ bool increases(const float* code) {
 }
 
 // The midpoints. Where that is the lower value itself, CUDA gives this value its own code, not the even one above.
-Thresholds thresholds_of(const float* code) {
-  Thresholds t;
+void set_thresholds(Thresholds& t, const float* code, int64_t n) {
   for (int i = 0; i < 255; i++) {
     const float middle = (code[i] + code[i + 1]) * 0.5f;
     t.sorted[i] = i % 2 && !(middle > code[i]) ? std::nextafter(code[i], std::numeric_limits<float>::infinity()) : middle;
   }
   t.sorted[255] = 0;
-  t.arrange();
-  return t;
+  t.arrange(n);
 }
 
 }  // namespace
@@ -44,7 +42,7 @@ int cquantize_blockwise(int dtype, int data_type, const float* code, const void*
     Quantize call{dtype, data_type, code, nullptr, A, absmax, out, blocksize, n};
     Thresholds thresholds;
     if (!is_4bit && increases(code)) {
-      thresholds = thresholds_of(code);
+      set_thresholds(thresholds, code, n);
       call.thresholds = &thresholds;
     }
     expect_writes(out, is_4bit ? ceil_div(n, 2) : n);
