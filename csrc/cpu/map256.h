@@ -79,7 +79,8 @@ struct Thresholds {
       advance(i < 0 ? -inner : outer);
       if (code > least + 1) return false;
       float bound = std::numeric_limits<float>::quiet_NaN();  // never
-      if (code > least) bound = least % 2 ? sorted[least] : std::nextafter(sorted[least], std::numeric_limits<float>::infinity());
+      if (code > least)
+        bound = least % 2 ? sorted[least] : std::nextafter(sorted[least], std::numeric_limits<float>::infinity());
       buckets[i < 0 ? kBuckets + bucket : bucket] = {bound, least};
     }
     return true;
@@ -87,7 +88,8 @@ struct Thresholds {
 };
 
 // found[i] = buckets[at[i]]. Not for the vector unit, whose gathers are slower than plain loads.
-__attribute__((noinline)) inline void look_up(const Thresholds::Bucket* buckets, const uint16_t* at, int n, Thresholds::Bucket* found) {
+__attribute__((noinline)) inline void look_up(const Thresholds::Bucket* buckets, const uint16_t* at, int n,
+                                              Thresholds::Bucket* found) {
   for (int i = 0; i < n; i += 4)
     for (int j = 0; j < 4; j++) __builtin_memcpy(found + i + j, buckets + at[i + j], sizeof *found);
 }

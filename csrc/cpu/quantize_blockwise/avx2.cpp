@@ -45,7 +45,7 @@ BNB_INLINE __m256i path_of_4bit(Lanes x) {
   __m256i path = _mm256_or_si256(bit(first, 1), bit(second, 2));
   path = _mm256_or_si256(path, bit(greater(key, _mm256_permutevar8x32_ps(third_bounds, path)), 4));
   const Lanes fourth =
-      DATA_TYPE == BNB_NF4 ? greater(x, _mm256_permutevar8x32_ps(_mm256_load_ps(at + 8), path)) : _mm256_cmp_ps(x, broadcast(0), _CMP_LT_OQ);
+      DATA_TYPE == BNB_NF4 ? greater(x, _mm256_permutevar8x32_ps(_mm256_load_ps(at + 8), path)) : greater(broadcast(0), x);
   return _mm256_or_si256(path, bit(fourth, 8));
 }
 

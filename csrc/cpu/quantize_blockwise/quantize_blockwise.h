@@ -65,7 +65,8 @@ constexpr bool are_sound(const Buckets& b, int bounds) {
     if (b.above[bucket] == b.below[bucket]) continue;
     found++;
     const float bound = b.bound[bucket], margin = 0.01f / b.scale;
-    if (b.of(bound - margin) != static_cast<uint32_t>(bucket) || b.of(bound + margin) != static_cast<uint32_t>(bucket)) return false;
+    const auto expected = static_cast<uint32_t>(bucket);
+    if (b.of(bound - margin) != expected || b.of(bound + margin) != expected) return false;
   }
   return found == bounds;
 }
