@@ -48,6 +48,7 @@ class Row:
 class Report:
     """The rows of a run, with the machine and the bandwidth that they were measured on."""
 
+    device: str = DEVICE
     rows: list[Row] = field(default_factory=list)
     copy_gbps: float = 0.0
     read_gbps: float = 0.0
@@ -66,7 +67,8 @@ class Report:
     def show(self, as_json: bool) -> None:
         """Print the report: a table for people, or JSON."""
         versions = {name: importlib.metadata.version(name) for name in ("bitsandbytes-intel", "bitsandbytes", "torch")}
-        head = {"device": torch.xpu.get_device_name(), "threads": torch.get_num_threads(), **versions,
+        name = torch.xpu.get_device_name() if self.device == "xpu" else self.device
+        head = {"device": name, "threads": torch.get_num_threads(), **versions,
                 "copy_gbps": round(self.copy_gbps, 1), "read_gbps": round(self.read_gbps, 1)}  # fmt: skip
         if as_json:
             print(json.dumps({**head, "rows": [{**asdict(row), "ratio": row.ratio} for row in self.rows]}, indent=1))
@@ -92,10 +94,13 @@ def name_of(dtype: torch.dtype) -> str:
 
 def timed(run: Callable[[], object]) -> float:
     """Seconds of one run, the device drained before and after."""
-    torch.xpu.synchronize()
+    xpu = torch.xpu.is_available()
+    if xpu:
+        torch.xpu.synchronize()
     start = time.perf_counter()
     run()
-    torch.xpu.synchronize()
+    if xpu:
+        torch.xpu.synchronize()
     return time.perf_counter() - start
 
 
@@ -124,7 +129,7 @@ def measure_bandwidth(report: Report) -> None:
     """Fill in the copy bandwidth (bytes read plus written) and the read bandwidth, the best of several ways."""
     n = 1 << 28
     host = [torch.ones(n // 4) for _ in range(2)]
-    device = [torch.ones(n // 4, device=DEVICE) for _ in range(2)]
+    device = [torch.ones(n // 4, device=report.device) for _ in range(2)]
 
     def best(ways: list[Callable[[], object]], size: int) -> float:
         return max(size / statistics.median(timed(way) for _ in range(7)) / 1e9 for way in ways)
@@ -133,12 +138,14 @@ def measure_bandwidth(report: Report) -> None:
     report.read_gbps = best([lambda: host[0].sum(), lambda: host[0].max()], n)
 
 
-def packed(n: int, k: int, copies: int, blocksize: int = 64) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def packed(
+    n: int, k: int, copies: int, blocksize: int = 64, device: str = DEVICE
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Random NF4 weights of n rows and k columns with their statistics, so many copies of their own on the device."""
     made = []
     for _ in range(copies):
-        codes = torch.randint(0, 256, (n * k // 2, 1), dtype=torch.uint8).to(DEVICE)
-        absmax = (torch.rand(n * k // blocksize) + 0.5).to(DEVICE)
+        codes = torch.randint(0, 256, (n * k // 2, 1), dtype=torch.uint8).to(device)
+        absmax = (torch.rand(n * k // blocksize) + 0.5).to(device)
         made.append((codes, absmax))
     return made
 

@@ -13,7 +13,9 @@ from collections.abc import Callable
 
 import bitsandbytes.functional as F
 import torch
-from common import BNB, DEVICE, Report, Row, timed
+from common import BNB, Report, Row, in_turns, timed
+
+from bitsandbytes_intel import ops
 
 NAMES = ("adam", "ademamix", "lion", "momentum")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -55,11 +57,18 @@ def add_rows(report: Report) -> None:
     """The optimizers that differ in what they move."""
     for name in NAMES:
         for dtype in DTYPES:
-            ours, theirs = problem(name, dtype, DEVICE), problem(name, dtype, "cpu")
-            ours(1)
-            mine = statistics.median(timed(lambda i=i, ours=ours: ours(i)) for i in range(2, 11)) * 1e3
-            theirs(1)
-            upstream = on_cpu(functools.partial(theirs, 2), 3) * 1e3
+            ours = problem(name, dtype, report.device)
+            if report.device == "cpu":
+                mine, upstream = in_turns(ours, rounds=3)
+                assert upstream is not None
+            else:
+                theirs = problem(name, dtype, "cpu")
+                ours(1)
+                mine = statistics.median(timed(lambda i=i, ours=ours: ours(i)) for i in range(2, 11)) * 1e3
+                ops.unregister()
+                theirs(1)
+                upstream = on_cpu(functools.partial(theirs, 2), 3) * 1e3
+                ops.register()
             states = {"adam": 2, "ademamix": 3}.get(name, 1)
             share = N * (3 * dtype.itemsize + 2 * states) / mine / 1e6 / report.copy_gbps
             row = Row(
@@ -70,4 +79,4 @@ def add_rows(report: Report) -> None:
                 share,
                 "copy",
             )
-            report.add(row, ratio=5)
+            report.add(row, ratio=8 if report.device == "cpu" else 5)

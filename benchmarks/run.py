@@ -1,4 +1,4 @@
-"""Benchmarks of the operators on this machine's XPU, ours against upstream's in the same run, in one table.
+"""Benchmarks of the operators on this machine's XPU or CPU, ours against upstream's in the same run, in one table.
 
 Without an Intel GPU they run on the virtual XPU: a CPU, where ratios and shares of bandwidth say how good the kernels
 are there, and times say nothing about a GPU.
@@ -22,6 +22,8 @@ BENCHMARKS = (
     "optimizer_32bit",
     "optimizer_8bit_blockwise",
 )
+# Those with rows for the CPU's own operators.
+ON_CPU = ("dequantize_blockwise", "quantize_blockwise", "optimizer_32bit", "optimizer_8bit_blockwise")
 
 
 def prepare() -> None:
@@ -38,18 +40,23 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", nargs="*", metavar="BENCHMARK", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--device", choices=("xpu", "cpu"), default="xpu", help="whose operators (default: xpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     unknown = set(arguments.benchmark) - set(BENCHMARKS)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
-    prepare()
+    names = arguments.benchmark or (BENCHMARKS if arguments.device == "xpu" else ON_CPU)
+    if arguments.device == "xpu":
+        prepare()
+    elif missing := set(names) - set(ON_CPU):
+        parser.error(f"no rows for the CPU in {', '.join(sorted(missing))}; there are in {', '.join(ON_CPU)}")
     import bitsandbytes  # noqa: F401
     from common import Report, measure_bandwidth
 
-    report = Report()
+    report = Report(arguments.device)
     measure_bandwidth(report)
-    for name in arguments.benchmark or BENCHMARKS:
+    for name in names:
         importlib.import_module(name).add_rows(report)
     report.show(arguments.json)
 

@@ -67,6 +67,11 @@ def check_operator(operator: torch._ops.OpOverload, args: tuple, kwargs: dict[st
     torch.library.opcheck(operator, args, kwargs, test_utils=tests)
 
 
+def another_device(device: str) -> str:
+    """One that is not `device`."""
+    return "xpu" if device == "cpu" else "cpu"
+
+
 def on(device: str, tensor: Tensor, offset: int = 0) -> Tensor:
     """A copy on a device that begins `offset` elements into its storage."""
     storage = torch.empty(tensor.numel() + offset, dtype=tensor.dtype, device=device)

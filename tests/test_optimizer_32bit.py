@@ -5,7 +5,7 @@ from __future__ import annotations
 import bitsandbytes as bnb
 import pytest
 import torch
-from helpers import FLOATS, check_error, on, ops, short
+from helpers import FLOATS, another_device, check_error, on, ops, short
 from optimizers import HYPERPARAMETERS, NAMES, SIZES, Problem, check, gradient
 
 from bitsandbytes_intel import reference
@@ -99,7 +99,7 @@ def test_offsets(device, dtype, offset):
 def test_lamb_first_step_has_the_length_of_the_limit(device):
     """Upstream's CPU version makes it sqrt(1 / (1 - beta2)) times too small."""
     p, g = torch.ones(1000), gradient((1000,), torch.float32, 1, zeros=0)
-    problem = Problem("lamb", p.to(device), torch.zeros(1000, device=device), torch.zeros(1000, device=device))
+    problem = Problem("lamb", p.clone().to(device), torch.zeros(1000, device=device), torch.zeros(1000, device=device))
     norm = torch.zeros(1, device=device)
     problem.step(g.to(device), 1, max_unorm=0.1, param_norm=float(p.norm()), unorm_vec=norm)
     assert norm.item() == pytest.approx(1000, rel=1e-3)  # every element of Adam's first update is 1 or -1
@@ -194,8 +194,9 @@ def test_wrong_size_and_device(device, argument, capfd):
     arguments = problem.arguments(torch.zeros(300, device=device), 1)
     wrong = {**arguments, argument: torch.zeros(299, device=device)}
     check_error(lambda: ops.optimizer_update_32bit(**wrong), argument, "299", capfd)
-    wrong = {**arguments, argument: torch.zeros(300)}
-    check_error(lambda: ops.optimizer_update_32bit(**wrong), argument, "cpu", capfd)
+    other = another_device(device)
+    wrong = {**arguments, argument: torch.zeros(300, device=other)}
+    check_error(lambda: ops.optimizer_update_32bit(**wrong), argument, other, capfd)
 
 
 def test_an_unknown_name_lists_the_known(device, capfd):

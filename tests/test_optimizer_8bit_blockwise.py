@@ -5,7 +5,7 @@ from __future__ import annotations
 import bitsandbytes as bnb
 import pytest
 import torch
-from helpers import FLOATS, check_error, on, ops, short
+from helpers import FLOATS, another_device, check_error, on, ops, short
 from optimizers import HYPERPARAMETERS, NAMES, SIZES, Problem, check, gradient, has_two_states
 from test_optimizer_32bit import train
 
@@ -193,8 +193,9 @@ def test_wrong_arguments(device, argument, capfd):
 def test_wrong_device(device, argument, capfd):
     problem = Problem.random("adam", (300,), torch.float32, 8).to(device)
     arguments = problem.arguments(torch.zeros(300, device=device), 1)
-    wrong = {**arguments, argument: arguments[argument].cpu()}
-    check_error(lambda: ops.optimizer_update_8bit_blockwise(**wrong), argument, "cpu", capfd)
+    other = another_device(device)
+    wrong = {**arguments, argument: arguments[argument].to(other)}
+    check_error(lambda: ops.optimizer_update_8bit_blockwise(**wrong), argument, other, capfd)
 
 
 def test_one_state_needs_no_second(device):

@@ -10,6 +10,7 @@ from helpers import (
     FLOATS,
     QUANT_TYPES,
     STORAGES,
+    another_device,
     check_error,
     check_operator,
     exactly_equal,
@@ -229,6 +230,19 @@ def test_8bit_of_any_table(table, blocksize, device):
     check_8bit(device, A, code, blocksize)
 
 
+@pytest.mark.parametrize("blocksize", [256, 100])
+@pytest.mark.parametrize("table", TABLES)
+def test_8bit_of_many_values(table, blocksize, device):
+    """So many that CPU kernels search in another way."""
+    code = TABLES[table].float()
+    edges = torch.cat([code, (code[1:] + code[:-1]) / 2])
+    edges = torch.cat([edges, edges.nextafter(torch.tensor(9.0)), edges.nextafter(torch.tensor(-9.0)), -edges])
+    edges = edges[edges.abs() <= 1]
+    A = torch.cat([edges, special(torch.float32), random(70_001)])
+    A[: edges.numel() : blocksize] = 1.0
+    check_8bit(device, A, code, blocksize)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("blocksize", [7, 64, 512])
 def test_8bit_of_special_values(blocksize, dtype, device):
@@ -331,8 +345,9 @@ def test_8bit_errors(wrong, device, capfd):
 
 
 def test_a_table_on_another_device(device, capfd):
-    A, code = torch.zeros(9, device=device), torch.zeros(256)
-    check_error(lambda: ops.quantize_blockwise(A, code, 64), "code", "cpu", capfd)
+    other = another_device(device)
+    A, code = torch.zeros(9, device=device), torch.zeros(256, device=other)
+    check_error(lambda: ops.quantize_blockwise(A, code, 64), "code", other, capfd)
 
 
 @pytest.mark.parametrize("kind", (*runtime.KINDS, *cpu.isas()))

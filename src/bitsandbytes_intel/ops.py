@@ -26,25 +26,34 @@ class Operator:
 
 
 OPERATORS = (
+<<<<<<< HEAD
     Operator("dequantize_4bit", ("cpu", "xpu"), "SYCL"),
     Operator("dequantize_4bit.out", ("cpu", "xpu"), "SYCL"),
     Operator("dequantize_blockwise", ("cpu", "xpu"), "SYCL"),
     Operator("dequantize_blockwise.out", ("cpu", "xpu"), "SYCL"),
-    Operator("quantize_4bit", ("xpu",), "SYCL"),
-    Operator("quantize_blockwise", ("xpu",), "SYCL"),
-    Operator("gemv_4bit", ("xpu",), "SYCL"),
-    Operator("gemv_4bit.out", ("xpu",), "SYCL"),
-    Operator("gemm_4bit", ("xpu",), "SYCL"),
-    Operator("int8_linear_matmul", ("xpu",), "oneDNN"),
-    Operator("int8_linear_matmul.out", ("xpu",), "oneDNN"),
-    Operator("int8_vectorwise_quant", ("xpu",), "SYCL"),
-    Operator("int8_vectorwise_dequant", ("xpu",), "SYCL"),
-    Operator("int8_double_quant", ("xpu",), "SYCL"),
-    Operator("int8_mm_dequant", ("xpu",), "SYCL"),
-    Operator("int8_scaled_mm", ("xpu",), "oneDNN, SYCL"),
-    Operator("int8_mixed_scaled_mm", ("xpu",), "oneDNN, SYCL"),
-    Operator("optimizer_update_32bit", ("xpu",), "SYCL"),
-    Operator("optimizer_update_8bit_blockwise", ("xpu",), "SYCL"),
+    Operator("quantize_4bit", ("cpu", "xpu"), "SYCL"),
+    Operator("quantize_blockwise", ("cpu", "xpu"), "SYCL"),
+=======
+    Operator("dequantize_4bit", ("cpu", "xpu"), "SYCL"),
+    Operator("dequantize_4bit.out", ("cpu", "xpu"), "SYCL"),
+    Operator("dequantize_blockwise", ("cpu", "xpu"), "SYCL"),
+    Operator("dequantize_blockwise.out", ("cpu", "xpu"), "SYCL"),
+    Operator("quantize_4bit", ("cpu", "xpu"), "SYCL"),
+    Operator("quantize_blockwise", ("cpu", "xpu"), "SYCL"),
+>>>>>>> cquant
+    Operator("gemv_4bit", ("cpu", "xpu"), "SYCL"),
+    Operator("gemv_4bit.out", ("cpu", "xpu"), "SYCL"),
+    Operator("gemm_4bit", ("cpu", "xpu"), "SYCL"),
+    Operator("int8_linear_matmul", ("cpu", "xpu"), "oneDNN"),
+    Operator("int8_linear_matmul.out", ("cpu", "xpu"), "oneDNN"),
+    Operator("int8_vectorwise_quant", ("cpu", "xpu"), "SYCL"),
+    Operator("int8_vectorwise_dequant", ("cpu", "xpu"), "SYCL"),
+    Operator("int8_double_quant", ("cpu", "xpu"), "SYCL"),
+    Operator("int8_mm_dequant", ("cpu", "xpu"), "SYCL"),
+    Operator("int8_scaled_mm", ("cpu", "xpu"), "oneDNN, SYCL"),
+    Operator("int8_mixed_scaled_mm", ("cpu", "xpu"), "oneDNN, SYCL"),
+    Operator("optimizer_update_32bit", ("cpu", "xpu"), "SYCL"),
+    Operator("optimizer_update_8bit_blockwise", ("cpu", "xpu"), "SYCL"),
 )
 
 _registered: dict[str, tuple[Operator, ...]] = {}

@@ -1,26 +1,22 @@
 #include <immintrin.h>
 
+#include "../lanes.h"
 #include "dequantize_blockwise.h"
 
 BNB_AVX512_BEGIN
 namespace bnb::cpu {
 namespace {
 
-__m512i rounded_to_bfloat16(__m512 x) {  // in the low halves
-  const __m512i u = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
-  return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
-}
+#include "../lanes_avx512.h"
 
 template <class T>
-__m256i rounded(__m512 x) {
+__m256i rounded_bits(__m512 x) {
   if constexpr (std::is_same_v<T, half>) return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
-  return _mm512_cvtepi32_epi16(rounded_to_bfloat16(x));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bfloat16_bits(x), 16));
 }
 
 template <bool STREAM>
-void store(void* out, __m512i value) {
+void put(void* out, __m512i value) {
   if constexpr (STREAM) {
     _mm512_stream_si512(static_cast<__m512i*>(out), value);
   } else {
@@ -43,17 +39,17 @@ void blocks_4bit(const Dequantize& d, int64_t first, int64_t last) {
       for (; i + 16 <= end; i += 16, in += 8) {
         const __m512i byte = _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(in)));
         const __m512i index = _mm512_or_si512(_mm512_srli_epi64(byte, 4), _mm512_slli_epi64(byte, 32));
-        store<STREAM>(out + i, _mm512_castps_si512(_mm512_permutexvar_ps(index, scaled)));
+        put<STREAM>(out + i, _mm512_castps_si512(_mm512_permutexvar_ps(index, scaled)));
       }
       alignas(64) float table[16];
       _mm512_store_ps(table, scaled);
       for (; i < end; i++) out[i] = table[d.A[i >> 1] >> (i & 1 ? 0 : 4) & 15];
     } else {
-      const __m512i table = _mm512_broadcast_i64x4(rounded<T>(scaled));
+      const __m512i table = _mm512_broadcast_i64x4(rounded_bits<T>(scaled));
       for (; i + 32 <= end; i += 32, in += 16) {
         const __m512i byte = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
         const __m512i index = _mm512_or_si512(_mm512_srli_epi32(byte, 4), _mm512_slli_epi32(byte, 16));
-        store<STREAM>(out + i, _mm512_permutexvar_epi16(index, table));
+        put<STREAM>(out + i, _mm512_permutexvar_epi16(index, table));
       }
       alignas(64) T entries[32];
       _mm512_store_si512(entries, table);
@@ -67,11 +63,11 @@ void blocks_4bit(const Dequantize& d, int64_t first, int64_t last) {
 template <class T, bool STREAM>
 void store_values(T* out, __m512 value) {
   if constexpr (sizeof(T) == 4) {
-    store<STREAM>(out, _mm512_castps_si512(value));
+    put<STREAM>(out, _mm512_castps_si512(value));
   } else if constexpr (STREAM) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(out), rounded<T>(value));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(out), rounded_bits<T>(value));
   } else {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), rounded<T>(value));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), rounded_bits<T>(value));
   }
 }
 
@@ -81,13 +77,9 @@ void blocks_8bit(const Dequantize& d, int64_t first, int64_t last) {
   for (int64_t block = first; block < last; block++) {
     const __m512 scale = _mm512_set1_ps(d.absmax[block]);
     const int64_t begin = block * d.blocksize, end = std::min(d.n, begin + d.blocksize);
-    const auto values = [&](int64_t i) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(d.A + i));
-      return _mm512_mul_ps(_mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), d.code, 4), scale);
-    };
     int64_t i = begin;
     for (; i + 16 <= end && i % 16; i++) out[i] = from_float<T>(d.code[d.A[i]] * d.absmax[block]);  // to an aligned place
-    for (; i + 16 <= end; i += 16) store_values<T, STREAM>(out + i, values(i));
+    for (; i + 16 <= end; i += 16) store_values<T, STREAM>(out + i, values_of(d.code, d.A + i) * scale);
     for (; i < end; i++) out[i] = from_float<T>(d.code[d.A[i]] * d.absmax[block]);
   }
   if constexpr (STREAM) _mm_sfence();

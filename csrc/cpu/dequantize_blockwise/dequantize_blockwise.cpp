@@ -18,7 +18,9 @@ int cdequantize_blockwise(int dtype, int data_type, const float* code, const uin
     const bool is_4bit = data_type != BNB_GENERAL8BIT;
     const int64_t bytes = n * size_of(dtype);
     const bool stream = bytes >= kStreamBytes && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-    const Dequantize call{dtype, data_type, is_4bit ? table_of(data_type) : code, A, absmax, out, blocksize, n, stream};
+    alignas(64) float table[256];  // aligned for look-ups in registers
+    if (!is_4bit) std::copy_n(code, 256, table);
+    const Dequantize call{dtype, data_type, is_4bit ? table_of(data_type) : table, A, absmax, out, blocksize, n, stream};
     expect_writes(out, bytes);
     const auto run = (is_4bit ? dequantize_4bit : dequantize_8bit).best();
     parallel_for(queue, ceil_div(n, blocksize), std::max<int64_t>(1, kGrain / blocksize),

@@ -6,7 +6,7 @@ namespace bnb::cpu {
 
 struct Dequantize {
   int dtype, data_type;
-  const float* code;  // 16 or 256 values
+  const float* code;  // 16 values, or 256, aligned to 64 bytes
   const uint8_t* A;
   const float* absmax;
   void* out;

@@ -1,0 +1,17 @@
+#include <immintrin.h>
+
+#include "optimizer_32bit.h"
+
+BNB_AVX512_BEGIN
+namespace bnb::cpu {
+namespace {
+
+#include "../lanes_avx512.h"
+#include "../optimizer_step.h"
+#include "elements.h"
+
+const Implementation implementation{optimizer_32bit, Isa::avx512, kKernels};
+
+}  // namespace
+}  // namespace bnb::cpu
+BNB_ISA_END
