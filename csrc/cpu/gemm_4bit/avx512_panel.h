@@ -41,7 +41,7 @@ void for_each_dword(const PanelOfB& b, const Put& put) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
       rows[i] = _mm512_maskz_loadu_epi32(mask, b.rows[i] + from / 2);
-      _mm_prefetch(reinterpret_cast<const char*>(b.rows[i] + from / 2 + b.ahead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(b.rows[i] + from / 2 + b.ahead), _MM_HINT_T1);
     }
     transpose(rows);
     alignas(64) __m512i columns[16];

@@ -103,7 +103,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) /
                                                                     kernel.max_tile * kernel.max_tile);
-  const int64_t panels = p.m >= 64 ? 4 : 2, part = p.m >= 64 ? 256 : 512;
+  const int64_t panels = p.m >= 64 ? 4 : 2, part = 512;
   for (int64_t row = 0; row < p.m; row += block_rows) {
     const int64_t rows = std::min(block_rows, p.m - row);
     const int64_t height = height_of(rows), tiles = ceil_div(rows, height);
