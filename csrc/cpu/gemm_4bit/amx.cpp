@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kRows = 16, kStep = 32;  // of a tile register: rows, and bfloat16 values of a row
 
-// [height / 16][k / 32][16][32] would be two walks; [k / 32][height][32] is one.
+// [k / 32][height][32]
 void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
   uint16_t* const out = static_cast<uint16_t*>(tile);
   for (int64_t k = first; k < last; k += kStep) {
@@ -32,15 +32,16 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-void begin() {
-  const TileConfig config;
-  _tile_loadconfig(&config);
-}
+// Constant data: the compiler does not know that all of it is read, and would leave out what it writes to a local one.
+constexpr TileConfig kConfig;
+
+void begin() { _tile_loadconfig(&kConfig); }
 void end() { _tile_release(); }
 
 // 16 or 32 rows of A with one panel or two: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7.
 template <int TILES, int PANELS>
 void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, int64_t k, float* c, int64_t width) {
+  asm volatile("" ::: "memory");  // the intrinsics do not say what they read and write
   float* const c1 = c + kRows * width;
   const int64_t row = width * 4;
   _tile_loadd(0, c, row);
@@ -61,6 +62,7 @@ void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, 
   if constexpr (PANELS == 2) _tile_stored(1, c + kPanel, row);
   if constexpr (TILES == 2) _tile_stored(2, c1, row);
   if constexpr (TILES == 2 && PANELS == 2) _tile_stored(3, c1 + kPanel, row);
+  asm volatile("" ::: "memory");
 }
 
 void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
