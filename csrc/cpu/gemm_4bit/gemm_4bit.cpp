@@ -34,6 +34,8 @@ constexpr int64_t kGrain = 1 << 16;
 constexpr int64_t kPackedBytes = 16 << 20;
 // Elements of K that are packed at a time.
 constexpr int64_t kPackStep = 512;
+// Elements of K in a panel, and the most blocks that they can be.
+constexpr int64_t kPart = 512, kMostGranules = kPart / 32;
 
 // The panel's rows whose parts begin anywhere: odd K, or K that is no multiple of 8.
 void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t first, int64_t k, float* panel) {
@@ -71,16 +73,18 @@ struct PanelMaker {
     b.k = k;
     b.ahead = ahead;
     const int64_t granules = ceil_div(k, b.granule);
+    const bool whole_blocks = b.granule == p.blocksize;
+    const float* absmax[kPanel];
     for (int64_t r = 0; r < kPanel; r++) {
       const int64_t begin = (n + std::min(r, rows - 1)) * p.ldb + first;
       b.rows[r] = p.B + begin / 2;
-      if (b.granule >= p.blocksize) {
-        float some[64];
-        for (int64_t g = 0; g < granules; g += 64) {
-          const int64_t count = std::min<int64_t>(64, granules - g);
-          scales_of(p.statistics, (begin >> p.shift) + g, count, some);
-          for (int64_t i = 0; i < count; i++) scales[(g + i) * kPanel + r] = some[i];
-        }
+      absmax[r] = p.statistics.absmax + (begin >> p.shift);
+      if (whole_blocks && !p.statistics.absmax_8bit) {
+        __builtin_prefetch(absmax[r] + kPanel * (p.ldb >> p.shift));  // the next panel's
+      } else if (whole_blocks) {
+        float some[kMostGranules];
+        scales_of(p.statistics, begin >> p.shift, granules, some);
+        for (int64_t g = 0; g < granules; g++) scales[g * kPanel + r] = some[g];
       } else {
         int64_t block = -1;
         float scale = 0;
@@ -91,6 +95,9 @@ struct PanelMaker {
         }
       }
     }
+    if (whole_blocks && !p.statistics.absmax_8bit)
+      for (int64_t g = 0; g < granules; g++)
+        for (int64_t r = 0; r < kPanel; r++) scales[g * kPanel + r] = absmax[r][g];
     kernel.panel(b, panel);
   }
 };
@@ -103,7 +110,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) /
                                                                     kernel.max_tile * kernel.max_tile);
-  const int64_t panels = p.m >= 64 ? 4 : 2, part = 512;
+  const int64_t panels = p.m >= 64 ? 4 : 2, part = kPart;
   for (int64_t row = 0; row < p.m; row += block_rows) {
     const int64_t rows = std::min(block_rows, p.m - row);
     const int64_t height = height_of(rows), tiles = ceil_div(rows, height);
