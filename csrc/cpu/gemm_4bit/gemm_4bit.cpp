@@ -10,7 +10,7 @@
 
 namespace bnb::cpu {
 
-constinit Slot<Gemm> gemm_4bit_bfloat16{"gemm_4bit_bfloat16"}, gemm_4bit{"gemm_4bit"};
+constinit Slot<Gemm> gemm_4bit_bfloat16{"gemm_4bit_bfloat16"}, gemm_4bit{"gemm_4bit"}, gemm_4bit_int8{"gemm_4bit_int8"};
 
 Scratch::~Scratch() { std::free(memory_); }
 
@@ -166,8 +166,14 @@ void gemv(const Product& p, const Gemv& kernel, void* queue) {
                [&](int64_t first, int64_t last) { kernel.run(p, x, first, last); });
 }
 
-void product(const Product& p, void* queue) {
+std::atomic<bool> int8_activations{false};
+constexpr int64_t kInt8Rows = 8, kInt8Block = 64;  // of A, from where on int8 is used, and of K, in which it is scaled
+
+void product(const Product& p, bool may_be_int8, void* queue) {
   if (p.m <= 0 || p.n <= 0) return;
+  if (may_be_int8 && int8_activations.load(std::memory_order_relaxed) && p.m >= kInt8Rows && p.rows_aligned &&
+      p.blocksize >= kInt8Block && p.k % kInt8Block == 0)
+    if (const Gemm& int8 = gemm_4bit_int8.best(); int8.max_tile) return gemm(p, int8, queue);
   const Gemv& few = gemv_4bit.best();
   if (p.m <= few.max_rows && p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) return gemv(p, few, queue);
   gemm(p, (p.dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(), queue);
@@ -193,16 +199,22 @@ int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void*
                          int64_t ldc, int64_t blocksize, const void* bias, void* queue, char* message, size_t message_size) {
   using namespace bnb::cpu;
   return guarded(message, message_size, [&] {
-    product(product_of(dtype, m, n, k, A, B, statistics, datatype, data_type, out, lda, ldb, ldc, blocksize, bias), queue);
+    product(product_of(dtype, m, n, k, A, B, statistics, datatype, data_type, out, lda, ldb, ldc, blocksize, bias), false, queue);
   });
 }
 
 int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
                          const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda, int64_t ldb,
                          int64_t ldc, int64_t blocksize, const void* bias, void*, void* queue, char* message, size_t message_size) {
-  return cgemv_4bit_inference(dtype, m, n, k, A, B, statistics, datatype, data_type, out, lda, ldb, ldc, blocksize, bias, queue,
-                              message, message_size);
+  using namespace bnb::cpu;
+  return guarded(message, message_size, [&] {
+    const Product p = product_of(dtype, m, n, k, A, B, statistics, datatype, data_type, out, lda, ldb, ldc, blocksize, bias);
+    product(p, !datatype, queue);
+  });
 }
+
+// Whether gemm_4bit may quantise its activations to int8 from now on.
+BNB_EXPORT void bnb_cpu_int8_activations(int on) { bnb::cpu::int8_activations.store(on != 0); }
 
 int64_t cgemm_4bit_scratch(int64_t, int64_t, void*) { return 0; }
 

@@ -42,5 +42,7 @@ struct Gemm {
 };
 // For bfloat16, and for the others.
 extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;
+// With A in int8, for those who ask for it; nothing (max_tile 0) without VNNI. K and blocks are multiples of 64.
+extern Slot<Gemm> gemm_4bit_int8;
 
 }  // namespace bnb::cpu
