@@ -25,7 +25,8 @@ class CpuKernels(guarded.Kernels):
         lib = cpu.library()
         pointer, long = ctypes.c_void_p, ctypes.c_int64
         end = [pointer, ctypes.c_char_p, ctypes.c_size_t]
-        product = [ctypes.c_int, long, long, long, pointer, pointer, pointer, pointer, ctypes.c_int, pointer, *[long] * 4]
+        number = ctypes.c_int
+        product = [number, long, long, long, *[pointer] * 4, number, pointer, *[long] * 4]
         lib.cgemv_4bit_inference.argtypes = [*product, pointer, *end]
         lib.cgemm_4bit_inference.argtypes = [*product, pointer, pointer, *end]
         lib.cgemm_4bit_scratch.restype, lib.cgemm_4bit_scratch.argtypes = long, [long, long, pointer]

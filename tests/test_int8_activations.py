@@ -25,7 +25,9 @@ def has_vnni() -> bool:
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
 @pytest.mark.parametrize(
-    "case", [(8, 64, 64, 64), (17, 33, 192, 64), (70, 100, 1024, 512), (130, 65, 640, 128), (8, 40, 4096, 4096)], ids=str
+    "case",
+    [(8, 64, 64, 64), (17, 33, 192, 64), (70, 100, 1024, 512), (130, 65, 640, 128), (8, 40, 4096, 4096)],
+    ids=str,
 )
 def test_error(case, nested, quant_type, dtype):
     m, n, k, blocksize = case

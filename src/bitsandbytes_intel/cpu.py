@@ -17,7 +17,9 @@ _MESSAGE_SIZE = 1024
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded CPU library, held to ``BNB_INTEL_ISA`` if that is set; ``BNB_INTEL_INT8_ACTIVATIONS`` holds from then on.
+    """The loaded CPU library, held to ``BNB_INTEL_ISA`` if that is set.
+
+    ``BNB_INTEL_INT8_ACTIVATIONS`` is read when it is loaded.
 
     Raises:
         KernelError: it is missing, does not load, or this CPU lacks the instruction set.

@@ -43,5 +43,6 @@ struct Table {
 
 // Loads of the first `count` dwords of 8, and of nothing else.
 __m256i first_dwords(int64_t count) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min<int64_t>(count, 8))), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+  const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min<int64_t>(count, 8))), lane);
 }

@@ -20,13 +20,14 @@ struct Product {
 };
 
 // out[i] = the scale of block first + i, as CUDA computes it: nested ones are rounded after the product.
-inline void scales_of(const BnbStatistics& statistics, int64_t first, int64_t count, float* out) {
+inline void scales_of(const BnbStatistics& statistics, int64_t first, int64_t count, float* __restrict out) {
   if (!statistics.absmax_8bit) {
     for (int64_t i = 0; i < count; i++) out[i] = statistics.absmax[first + i];
     return;
   }
   const float* const code = statistics.absmax_code;
   const uint8_t* const codes = statistics.absmax_8bit + first;
+#pragma GCC unroll 8
   for (int64_t i = 0; i < count; i++) out[i] = code[codes[i]];
   const float offset = *statistics.absmax_offset;
   for (int64_t i = 0; i < count;) {
