@@ -19,6 +19,8 @@ _MESSAGE_SIZE = 1024
 def library() -> ctypes.CDLL:
     """The loaded CPU library, held to ``BNB_INTEL_ISA`` if that is set.
 
+    ``BNB_INTEL_INT8_ACTIVATIONS`` is read when it is loaded.
+
     Raises:
         KernelError: it is missing, does not load, or this CPU lacks the instruction set.
     """
@@ -31,6 +33,8 @@ def library() -> ctypes.CDLL:
     text, size = ctypes.c_char_p, ctypes.c_size_t
     lib.bnb_cpu_isas.restype = lib.bnb_cpu_kernels.restype = text
     lib.bnb_cpu_force_isa.argtypes = [text, text, size]
+    lib.bnb_cpu_int8_activations.restype = None
+    lib.bnb_cpu_int8_activations(int(env.INT8_ACTIVATIONS.get()))
     wanted = env.ISA.get()
     if wanted:
         _force(lib, wanted, env.ISA.name)
@@ -68,3 +72,14 @@ def using(isa: str) -> Iterator[None]:
         yield
     finally:
         _force(lib, env.ISA.get(), env.ISA.name)
+
+
+@contextlib.contextmanager
+def int8_activations() -> Iterator[None]:
+    """Let gemm_4bit quantise its activations to int8, in the whole process: for tests and benchmarks."""
+    lib = library()
+    lib.bnb_cpu_int8_activations(1)
+    try:
+        yield
+    finally:
+        lib.bnb_cpu_int8_activations(int(env.INT8_ACTIVATIONS.get()))

@@ -68,8 +68,14 @@ ISA = Variable(
     "",
     _isa,
 )
+INT8_ACTIVATIONS = Variable(
+    "BNB_INTEL_INT8_ACTIVATIONS",
+    "let gemm_4bit of 8 rows and more on a CPU with AVX512-VNNI quantise its activations to int8: faster, less exact",
+    "0",
+    _switch,
+)
 
-VARIABLES = (AUTOLOAD, VIRTUAL_XPU, CACHE_DIR, ISA)
+VARIABLES = (AUTOLOAD, VIRTUAL_XPU, CACHE_DIR, ISA, INT8_ACTIVATIONS)
 
 
 def cache_dir() -> pathlib.Path:

@@ -7,7 +7,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 
-from . import cpu, paged, runtime
+from . import cpu, paged, repacking, runtime
 
 _log = logging.getLogger(__name__)
 
@@ -26,21 +26,12 @@ class Operator:
 
 
 OPERATORS = (
-<<<<<<< HEAD
     Operator("dequantize_4bit", ("cpu", "xpu"), "SYCL"),
     Operator("dequantize_4bit.out", ("cpu", "xpu"), "SYCL"),
     Operator("dequantize_blockwise", ("cpu", "xpu"), "SYCL"),
     Operator("dequantize_blockwise.out", ("cpu", "xpu"), "SYCL"),
     Operator("quantize_4bit", ("cpu", "xpu"), "SYCL"),
     Operator("quantize_blockwise", ("cpu", "xpu"), "SYCL"),
-=======
-    Operator("dequantize_4bit", ("cpu", "xpu"), "SYCL"),
-    Operator("dequantize_4bit.out", ("cpu", "xpu"), "SYCL"),
-    Operator("dequantize_blockwise", ("cpu", "xpu"), "SYCL"),
-    Operator("dequantize_blockwise.out", ("cpu", "xpu"), "SYCL"),
-    Operator("quantize_4bit", ("cpu", "xpu"), "SYCL"),
-    Operator("quantize_blockwise", ("cpu", "xpu"), "SYCL"),
->>>>>>> cquant
     Operator("gemv_4bit", ("cpu", "xpu"), "SYCL"),
     Operator("gemv_4bit.out", ("cpu", "xpu"), "SYCL"),
     Operator("gemm_4bit", ("cpu", "xpu"), "SYCL"),
@@ -99,6 +90,7 @@ def unregister() -> None:
     if _torch_library is not None:
         _torch_library.bnb_torch_unregister_all()
         paged.uninstall()
+        repacking.uninstall()
     _registered.clear()
 
 
@@ -114,8 +106,7 @@ def _register(device: str) -> None:
     for operator in ours:
         if lib.bnb_torch_register(device.upper().encode(), operator.name.encode(), message, len(message)):
             raise runtime.KernelError(message.value.decode(errors="replace"))
-    if device == "xpu":
-        paged.install()
+    {"cpu": repacking, "xpu": paged}[device].install()
     _registered[device] = ours
     _log.info("%d operators registered on %s", len(ours), device)
 

@@ -1,0 +1,81 @@
+// Codes of 16 rows side by side, and results: after avx512.h, inside the region of an instruction set with AVX512.
+
+// Rows become columns.
+void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+  }
+}
+
+// put(k, dword, scale) for each 8 codes of the panel: a dword of each row, lane by lane, and their scales.
+template <class Put>
+void for_each_dword(const PanelOfB& b, const Put& put) {
+  for (int64_t from = 0; from < b.k; from += 128) {
+    const int64_t dwords = std::min<int64_t>(16, (b.k - from) / 8);
+    const __mmask16 mask = first_lanes(dwords);
+    __m512i rows[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      rows[i] = _mm512_maskz_loadu_epi32(mask, b.rows[i] + from / 2);
+      _mm_prefetch(reinterpret_cast<const char*>(b.rows[i] + from / 2 + b.ahead), _MM_HINT_T1);
+    }
+    transpose(rows);
+    alignas(64) __m512i columns[16];
+    for (int i = 0; i < 16; i++) columns[i] = rows[i];
+    const float* scales = b.scales + from / b.granule * kPanel;
+    int64_t left = b.granule - from % b.granule;
+    __m512 scale = _mm512_loadu_ps(scales);
+    for (int64_t i = 0; i < dwords; i++) {
+      if (left == 0) {
+        scales += kPanel;
+        scale = _mm512_loadu_ps(scales);
+        left = b.granule;
+      }
+      put(from + 8 * i, columns[i], scale);
+      left -= 8;
+    }
+  }
+}
+
+template <class T>
+void finish_as(const Product& p, const float* C, int64_t width, int64_t row, int64_t rows, int64_t n, int64_t columns) {
+  const T* const bias = static_cast<const T*>(p.bias);
+  for (int64_t r = 0; r < rows; r++) {
+    T* const out = static_cast<T*>(p.out) + (row + r) * p.ldc + n;
+    for (int64_t i = 0; i < columns; i += 16) {
+      const __mmask16 mask = first_lanes(columns - i);
+      __m512 sum = _mm512_loadu_ps(C + r * width + i);
+      if (bias) sum = _mm512_add_ps(sum, load(bias + n + i, mask));
+      store(out + i, mask, sum);
+    }
+  }
+}
+void finish(const Product& p, const float* C, int64_t width, int64_t row, int64_t rows, int64_t n, int64_t columns) {
+  if (p.dtype == BNB_FLOAT32) return finish_as<float>(p, C, width, row, rows, n, columns);
+  if (p.dtype == BNB_FLOAT16) return finish_as<half>(p, C, width, row, rows, n, columns);
+  finish_as<bfloat16>(p, C, width, row, rows, n, columns);
+}

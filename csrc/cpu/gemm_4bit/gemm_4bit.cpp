@@ -1,0 +1,221 @@
+#include "gemm_4bit.h"
+
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "../gemv_4bit/gemv_4bit.h"
+
+namespace bnb::cpu {
+
+constinit Slot<Gemm> gemm_4bit_bfloat16{"gemm_4bit_bfloat16"}, gemm_4bit{"gemm_4bit"}, gemm_4bit_int8{"gemm_4bit_int8"};
+
+Scratch::~Scratch() { std::free(memory_); }
+
+void* Scratch::bytes(int64_t size) {
+  if (size > size_) {
+    std::free(memory_);
+    size_ = 0;
+    size = ceil_div(size, 4096) * 4096;
+    memory_ = std::aligned_alloc(64, static_cast<size_t>(size));
+    if (!memory_) throw std::bad_alloc();
+    size_ = size;
+  }
+  return memory_;
+}
+
+namespace {
+
+// Weights, or elements of A, that are worth a thread.
+constexpr int64_t kGrain = 1 << 16;
+// Of packed rows of A; for more of them, B is dequantised more than once.
+constexpr int64_t kPackedBytes = 16 << 20;
+// Elements of K that are packed at a time.
+constexpr int64_t kPackStep = 512;
+// Elements of K in a panel, and the most blocks that they can be.
+constexpr int64_t kPart = 512, kMostGranules = kPart / 32;
+
+// The panel's rows whose parts begin anywhere: odd K, or K that is no multiple of 8.
+void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t first, int64_t k, float* panel) {
+  for (int64_t r = 0; r < kPanel; r++) {
+    const int64_t begin = (n + std::min(r, rows - 1)) * p.ldb + first;
+    float scale = 0;
+    for (int64_t i = 0; i < k; i++) {
+      const int64_t at = begin + i;
+      if (i == 0 || (at & (p.blocksize - 1)) == 0) scales_of(p.statistics, at >> p.shift, 1, &scale);
+      panel[i * kPanel + r] = p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15] * scale;
+    }
+  }
+}
+
+// A K that is a multiple of 8: a dword of codes has one scale.
+struct PanelMaker {
+  const Product& p;
+  const Gemm& kernel;
+  float* scales;  // [k / 8][kPanel] at most
+  float* values;  // [k][kPanel], for what goes through convert
+
+  void operator()(int64_t n, int64_t first, int64_t k, int64_t ahead, void* panel) const {
+    const int64_t rows = std::min<int64_t>(kPanel, p.n - n);
+    if (p.ldb % 8 || p.k % 8) {
+      float* const target = kernel.convert ? values : static_cast<float*>(panel);
+      dequantize_anywhere(p, n, rows, first, k, target);
+      if (kernel.convert) kernel.convert(values, k, panel);
+      return;
+    }
+    PanelOfB b;
+    b.code = p.code;
+    b.scales = scales;
+    b.granule = p.rows_aligned && first % p.blocksize == 0 ? std::min(p.blocksize, k) : 8;
+    if (p.rows_aligned && first % p.blocksize) b.granule = k;  // in the middle of a block that is longer than all parts
+    b.k = k;
+    b.ahead = ahead;
+    const int64_t granules = ceil_div(k, b.granule);
+    const bool whole_blocks = b.granule == p.blocksize;
+    const float* absmax[kPanel];
+    for (int64_t r = 0; r < kPanel; r++) {
+      const int64_t begin = (n + std::min(r, rows - 1)) * p.ldb + first;
+      b.rows[r] = p.B + begin / 2;
+      absmax[r] = p.statistics.absmax + (begin >> p.shift);
+      if (whole_blocks && !p.statistics.absmax_8bit) {
+        __builtin_prefetch(absmax[r] + kPanel * (p.ldb >> p.shift));  // the next panel's
+      } else if (whole_blocks) {
+        float some[kMostGranules];
+        scales_of(p.statistics, begin >> p.shift, granules, some);
+        for (int64_t g = 0; g < granules; g++) scales[g * kPanel + r] = some[g];
+      } else {
+        int64_t block = -1;
+        float scale = 0;
+        for (int64_t g = 0; g < granules; g++) {
+          const int64_t its = (begin + g * b.granule) >> p.shift;
+          if (its != block) scales_of(p.statistics, block = its, 1, &scale);
+          scales[g * kPanel + r] = scale;
+        }
+      }
+    }
+    if (whole_blocks && !p.statistics.absmax_8bit)
+      for (int64_t g = 0; g < granules; g++)
+        for (int64_t r = 0; r < kPanel; r++) scales[g * kPanel + r] = absmax[r][g];
+    kernel.panel(b, panel);
+  }
+};
+
+void gemm(const Product& p, const Gemm& kernel, void* queue) {
+  const int64_t padded_k = ceil_div(p.k, kernel.k_multiple) * kernel.k_multiple;
+  const auto height_of = [&](int64_t rows) {  // tiles of about the same height
+    const int64_t tiles = ceil_div(rows, kernel.max_tile);
+    return std::min(kernel.max_tile, ceil_div(ceil_div(rows, tiles), kernel.tile_multiple) * kernel.tile_multiple);
+  };
+  const int64_t block_rows = std::max<int64_t>(kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) /
+                                                                    kernel.max_tile * kernel.max_tile);
+  const int64_t panels = p.m >= 64 ? 4 : 2, part = kPart;
+  for (int64_t row = 0; row < p.m; row += block_rows) {
+    const int64_t rows = std::min(block_rows, p.m - row);
+    const int64_t height = height_of(rows), tiles = ceil_div(rows, height);
+    const int64_t tile_bytes = height * padded_k * kernel.element;
+    thread_local Scratch packed_scratch;
+    char* const packed = static_cast<char*>(packed_scratch.bytes(tiles * tile_bytes + 64));
+    const int64_t steps = ceil_div(p.k, kPackStep);
+    parallel_for(queue, tiles * steps, std::max<int64_t>(1, kGrain / (kPackStep * height)), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) {
+        const int64_t tile = i / steps, from = i % steps * kPackStep;
+        kernel.pack(p, row + tile * height, std::min(height, rows - tile * height), height, from,
+                    std::min(p.k, from + kPackStep), packed + tile * tile_bytes);
+      }
+    });
+    const int64_t wide = panels * kPanel;
+    parallel_for(queue, ceil_div(p.n, wide), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, wide * p.k)),
+                 [&](int64_t first, int64_t last) {
+      thread_local Scratch scratch;
+      const int64_t panel_bytes = part * kPanel * kernel.element, c_floats = tiles * height * wide;
+      const int64_t scale_floats = part / 8 * kPanel, value_floats = kernel.convert ? part * kPanel : 0;
+      char* const memory = static_cast<char*>(scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
+      float* const C = reinterpret_cast<float*>(memory + panels * panel_bytes);
+      float* const scales = C + c_floats;
+      const PanelMaker make{p, kernel, scales, scales + scale_floats};
+      if (kernel.begin) kernel.begin();
+      for (int64_t group = first; group < last; group++) {
+        const int64_t n = group * wide, columns = std::min(wide, p.n - n), count = ceil_div(columns, kPanel);
+        const int64_t width = count * kPanel;
+        std::memset(C, 0, static_cast<size_t>(tiles * height * width) * 4);
+        for (int64_t from = 0; from < p.k; from += part) {
+          const int64_t k = std::min(part, p.k - from), padded = ceil_div(k, kernel.k_multiple) * kernel.k_multiple;
+          for (int64_t i = 0; i < count; i++) {
+            // What comes next: the next panel's rows, or after the last the first one's further on.
+            const int64_t ahead = i + 1 < count ? kPanel * p.ldb / 2 : part / 2 - i * kPanel * p.ldb / 2;
+            make(n + i * kPanel, from, k, ahead, memory + i * panel_bytes);
+          }
+          for (int64_t tile = 0; tile < tiles; tile++)
+            kernel.multiply(packed + tile * tile_bytes + height * from * kernel.element, height, memory, panel_bytes, count, padded,
+                            C + tile * height * width);
+        }
+        kernel.finish(p, C, width, row, rows, n, columns);
+      }
+      if (kernel.end) kernel.end();
+    });
+  }
+}
+
+void gemv(const Product& p, const Gemv& kernel, void* queue) {
+  thread_local Scratch scratch;
+  float* const x = scratch.floats(p.m * ceil_div(p.k, kernel.step) * kernel.step);
+  kernel.prepare(p, x);
+  parallel_for(queue, p.n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, p.k)),
+               [&](int64_t first, int64_t last) { kernel.run(p, x, first, last); });
+}
+
+std::atomic<bool> int8_activations{false};
+constexpr int64_t kInt8Rows = 8, kInt8Block = 64;  // of A, from where on int8 is used, and of K, in which it is scaled
+
+void product(const Product& p, bool may_be_int8, void* queue) {
+  if (p.m <= 0 || p.n <= 0) return;
+  if (may_be_int8 && int8_activations.load(std::memory_order_relaxed) && p.m >= kInt8Rows && p.rows_aligned &&
+      p.blocksize >= kInt8Block && p.k % kInt8Block == 0)
+    if (const Gemm& int8 = gemm_4bit_int8.best(); int8.max_tile) return gemm(p, int8, queue);
+  const Gemv& few = gemv_4bit.best();
+  if (p.m <= few.max_rows && p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) return gemv(p, few, queue);
+  gemm(p, (p.dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(), queue);
+}
+
+Product product_of(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B, const BnbStatistics* statistics,
+                   const float* datatype, int data_type, void* out, int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize,
+                   const void* bias) {
+  if (blocksize < 32 || blocksize & (blocksize - 1))
+    throw std::invalid_argument("blocksize must be a power of two from 32 on, got " + std::to_string(blocksize));
+  if (dtype != BNB_FLOAT16 && dtype != BNB_BFLOAT16 && dtype != BNB_FLOAT32)
+    throw std::invalid_argument("dtype must be float16, bfloat16 or float32, got " + std::to_string(dtype));
+  const int shift = std::countr_zero(static_cast<uint64_t>(blocksize));
+  return {dtype, m,   n,   k,   A,         B,    *statistics, datatype ? datatype : table_of(data_type),
+          out,   lda, ldb, ldc, blocksize, bias, shift,       ldb % blocksize == 0};
+}
+
+}  // namespace
+}  // namespace bnb::cpu
+
+int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
+                         const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda, int64_t ldb,
+                         int64_t ldc, int64_t blocksize, const void* bias, void* queue, char* message, size_t message_size) {
+  using namespace bnb::cpu;
+  return guarded(message, message_size, [&] {
+    product(product_of(dtype, m, n, k, A, B, statistics, datatype, data_type, out, lda, ldb, ldc, blocksize, bias), false, queue);
+  });
+}
+
+int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
+                         const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda, int64_t ldb,
+                         int64_t ldc, int64_t blocksize, const void* bias, void*, void* queue, char* message, size_t message_size) {
+  using namespace bnb::cpu;
+  return guarded(message, message_size, [&] {
+    const Product p = product_of(dtype, m, n, k, A, B, statistics, datatype, data_type, out, lda, ldb, ldc, blocksize, bias);
+    product(p, !datatype, queue);
+  });
+}
+
+// Whether gemm_4bit may quantise its activations to int8 from now on.
+BNB_EXPORT void bnb_cpu_int8_activations(int on) { bnb::cpu::int8_activations.store(on != 0); }
+
+int64_t cgemm_4bit_scratch(int64_t, int64_t, void*) { return 0; }
+
+int64_t cgemm_4bit_max_rows(int, void*) { return std::numeric_limits<int64_t>::max(); }

@@ -1,0 +1,48 @@
+// gemm_4bit on CPUs: B is dequantised a panel at a time, which stays in the caches, and multiplied with tiles of A.
+//
+// A panel is kPanel rows of B and a part of K, column by column: [k][kPanel] for fp32, [k / 2][kPanel][2] for bfloat16.
+// Its products are summed up in fp32, in C [rows of A][panels * kPanel].
+#pragma once
+#include "product_4bit.h"
+
+namespace bnb::cpu {
+
+constexpr int kPanel = 16;
+// So many products of fp32 are summed up one after another before they are added to C: a long chain loses too much.
+constexpr int64_t kChain = 64;
+
+// A part of kPanel rows of B, whose parts begin at whole multiples of 8 elements.
+struct PanelOfB {
+  const uint8_t* rows[kPanel];  // a row beyond the last is the last
+  const float* code;
+  const float* scales;  // [k / granule][kPanel]
+  int64_t granule;      // elements of a row that share a scale: a multiple of 8
+  int64_t k;            // elements of a row: a multiple of 8
+  int64_t ahead;        // bytes from a row to what is read next, to be prefetched
+};
+
+struct Gemm {
+  int64_t max_tile;      // rows of A in a tile, at most
+  int64_t tile_multiple;  // a tile is filled up to a multiple of so many rows
+  int64_t k_multiple;    // K is filled up with zeros to a multiple of so many: at most 32
+  int64_t element;       // bytes of an element of a tile or a panel
+  // Elements first to last of K of `rows` rows of A from row `row` on, into a tile of `height` rows: its columns from
+  // first on, as far as the next multiple of k_multiple.
+  void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
+  void (*panel)(const PanelOfB&, void* panel);
+  // The same of values [k][kPanel] in fp32; null where a panel is just that.
+  void (*convert)(const float* values, int64_t k, void* panel);
+  // C += tile * panels^T, over k (a multiple of k_multiple) elements.
+  void (*multiply)(const void* tile, int64_t height, const void* panels, int64_t panel_stride, int64_t count, int64_t k, float* C);
+  // `rows` rows of C from row `row` on and columns [n, n + columns), of `width` in C, to out.
+  void (*finish)(const Product&, const float* C, int64_t width, int64_t row, int64_t rows, int64_t n, int64_t columns);
+  // Around all work of a thread; null for nothing.
+  void (*begin)();
+  void (*end)();
+};
+// For bfloat16, and for the others.
+extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;
+// With A in int8, for those who ask for it; nothing (max_tile 0) without VNNI. K and blocks are multiples of 64.
+extern Slot<Gemm> gemm_4bit_int8;
+
+}  // namespace bnb::cpu
