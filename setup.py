@@ -99,7 +99,7 @@ class BuildLibraries(build_ext):
             links = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-ldl"]
         elif name.endswith("_cpu"):
             # Products are rounded as CUDA's are: fused only where a kernel says so.
-            flags, links = ["-O3", "-ffp-contract=off", "-Wno-maybe-uninitialized"], []
+            flags, links = ["-O3", "-ffp-contract=off", "-Wno-maybe-uninitialized", "-Wno-uninitialized"], []
         else:
             prefix = sycl_prefix()
             if prefix is None:
