@@ -37,6 +37,7 @@ struct alignas(64) Config {
 // outliers [n_columns][height].
 struct Tiles {
   static constexpr int kHeight = 32;
+  static constexpr int64_t kGroupBytes = 1200 << 10;  // of the 2 MiB of every CPU with tiles
 
   static void pack(const Product& p, const PackedRows& rows, int64_t first_block, int64_t last_block) {
     for (int64_t block = first_block; block < last_block; block++) {

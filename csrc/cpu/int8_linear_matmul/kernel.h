@@ -14,8 +14,6 @@
 
 constexpr int kVectors = 2, kColumns = kVectors * kWide;  // of a strip
 constexpr float kOneBy127 = 7.874015718698502e-3f;
-// Strips that are rearranged at a time: they stay in the second cache, and so does what is fetched for the next ones.
-constexpr int64_t kGroupBytes = 256 << 10;
 
 // Words of a row along k, whole vectors of them.
 BNB_INLINE int64_t padded_words(int64_t k) { return ceil_div(k, 4 * kWide) * kWide; }
@@ -206,6 +204,8 @@ inline void finish(const Product& p, const int32_t* sums, int64_t row, int64_t c
 template <class Engine>
 struct Blocks {
   static constexpr int kHeight = kRows;
+  // Strips that are rearranged at a time: they stay in the second cache, and so does what is fetched for the next ones.
+  static constexpr int64_t kGroupBytes = 320 << 10;
 
   static void pack(const Product& p, const PackedRows& rows, int64_t first_block, int64_t last_block) {
     for (int64_t block = first_block; block < last_block; block++) {
@@ -281,7 +281,7 @@ struct Blocks {
 template <class Engine, class Shape>
 bool run(const Product& p, const PackedRows& rows, int64_t first_block, int64_t last_block, int64_t first_strip, int64_t last_strip) {
   const int64_t words_bytes = padded_words(p.k) * Engine::kParts * kColumns * 4, bytes = words_bytes + scales_bytes(p);
-  const int64_t group = std::min(last_strip - first_strip, std::max<int64_t>(1, kGroupBytes / bytes));
+  const int64_t group = std::min(last_strip - first_strip, std::max<int64_t>(1, Shape::kGroupBytes / bytes));
   auto* const memory = static_cast<char*>(thread_memory(Use::strips, group * bytes));
   if (!memory) return false;
   alignas(64) int32_t sums[Shape::kHeight * kColumns];
@@ -325,6 +325,38 @@ void pack_few(const Product& p, int32_t* packed) {
   pack_outliers(p, 0, p.m, packed + p.m * all);
 }
 
+// How far ahead of a row of B its memory is fetched. Rows follow each other, and so do the fetches.
+constexpr int64_t kFetchAhead = 2048;
+
+// sums[0] of one row of A by one row of B: along a single stream, since nothing but memory counts.
+template <class Engine>
+void one_row(const Product& p, const int32_t* packed, const int8_t* B, int32_t* sums) {
+  constexpr int kChains = 4;
+  const int64_t words = padded_words(p.k);
+  const int32_t* const a = packed + 16;
+  Words x[kChains];
+#pragma GCC unroll 4
+  for (int i = 0; i < kChains; i++) x[i] = broadcast_word(0);
+  const auto step = [&](int64_t w, Words bytes, Words& sum) __attribute__((always_inline)) {
+    Words b[Engine::kParts];
+    Engine::prepare(bytes, b);
+#pragma GCC unroll 2
+    for (int part = 0; part < Engine::kParts; part++) sum = Engine::dot(sum, b[part], load_words(a + part * words + w));
+  };
+  int64_t w = 0;
+  for (; 4 * (w + kChains * kWide) <= p.k; w += kChains * kWide) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kChains; i++) {
+      if (i * kWide % 16 == 0) __builtin_prefetch(B + 4 * (w + i * kWide) + kFetchAhead, 0, 3);
+      step(w + i * kWide, load_words(B + 4 * (w + i * kWide)), x[i]);
+    }
+  }
+  for (; 4 * w < p.k; w += kWide) step(w, load_bytes(B + 4 * w, p.k - 4 * w), x[0]);
+  uint32_t sum = static_cast<uint32_t>(packed[0]);
+  for (int i = 0; i < kChains; i++) sum += static_cast<uint32_t>(sum_words(x[i]));
+  *sums = static_cast<int32_t>(sum);
+}
+
 // sums[r][0 .. count) of M rows of A, by `count` (at most kTogether) rows of B.
 template <class Engine, int M>
 void few_rows(const Product& p, const int32_t* packed, const int8_t* B, int64_t count, int32_t* sums) {
@@ -366,16 +398,20 @@ void few_rows(const Product& p, const int32_t* packed, const int8_t* B, int64_t 
 
 template <class Engine>
 bool run_few(const Product& p, const int32_t* packed, int64_t first_strip, int64_t last_strip) {
-  static constexpr void (*kFewRows[kFew])(const Product&, const int32_t*, const int8_t*, int64_t, int32_t*) = {
-      &few_rows<Engine, 1>, &few_rows<Engine, 2>, &few_rows<Engine, 3>, &few_rows<Engine, 4>};
+  static constexpr void (*kFewRows[kFew - 1])(const Product&, const int32_t*, const int8_t*, int64_t, int32_t*) = {
+      &few_rows<Engine, 2>, &few_rows<Engine, 3>, &few_rows<Engine, 4>};
   auto* const memory = static_cast<char*>(thread_memory(Use::strips, scales_bytes(p)));
   if (!memory) return false;
   alignas(64) int32_t sums[kFew * kColumns];
   const int32_t* const outliers = packed + p.m * (16 + Engine::kParts * padded_words(p.k));
   for (int64_t strip = first_strip; strip < last_strip; strip++) {
     const Strip s = strip_at(p, strip, memory, 0);
-    for (int64_t c = 0; c < s.count; c += kTogether)
-      kFewRows[p.m - 1](p, packed, p.B + (s.first + c) * p.k, std::min<int64_t>(kTogether, s.count - c), sums + c);
+    if (p.m == 1) {
+      for (int64_t c = 0; c < s.count; c++) one_row<Engine>(p, packed, p.B + (s.first + c) * p.k, sums + c);
+    } else {
+      for (int64_t c = 0; c < s.count; c += kTogether)
+        kFewRows[p.m - 2](p, packed, p.B + (s.first + c) * p.k, std::min<int64_t>(kTogether, s.count - c), sums + c);
+    }
     pack_scales(p, s);
     finish(p, sums, 0, p.m, s, outliers);
   }
