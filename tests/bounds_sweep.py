@@ -189,8 +189,41 @@ def int8(kernels: guarded.Kernels, rounds: int) -> int:
                 torch.testing.assert_close(back.tensor.view(rows, cols), dequantised)
                 for buffer in (out, out_stats, flags, second, col_stats, scratch, back, product):
                     assert buffer.canary_is_alive(), "bytes outside a result were written"
+            if kernels.queue is None:
+                int8_products(kernels, dtype, rows, count % 37 + 1, cols, place)
             count += 5
     return count
+
+
+def int8_products(kernels: guarded.Kernels, dtype: torch.dtype, m: int, n: int, k: int, place: str) -> None:
+    """The products that CPUs have: exact, and scaled with outliers and without."""
+    pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    end = [pointer, ctypes.c_char_p, ctypes.c_size_t]
+    lib = kernels.library
+    lib.cint8_linear_matmul.argtypes = [*[pointer] * 3, *[long] * 3, *end]
+    lib.cint8_scaled_mm.argtypes = [number, *[pointer] * 6, number, pointer, pointer, *[long] * 4, *end]
+    g = generator(k)
+    A, B = (torch.randint(-128, 128, (rows, k), dtype=torch.int8, generator=g) for rows in (m, n))
+    row, col = torch.rand(m, generator=g), torch.rand(n, generator=g)
+    columns = torch.arange(0, k, max(1, k // 5)) if (m + n + k) % 2 else torch.arange(0)
+    outliers, bias = torch.randn(m, len(columns), generator=g).to(dtype), torch.randn(n, generator=g)
+    which = guarded.DTYPES[dtype]
+    with guarded.arena(place) as memory:
+        a, b = memory.hold(A), memory.hold(B)
+        sums, out = memory.out(m * n, torch.int32), memory.out(m * n, dtype)
+        kernels._call("cint8_linear_matmul", a, b, sums.address, m, n, k)
+        exactly_equal(sums.tensor.view(m, n), reference.int8_linear_matmul(A, B))
+        kernels._call(
+            "cint8_scaled_mm", which, a, b, memory.hold(row), memory.hold(col), out.address, memory.hold(bias),
+            guarded.DTYPES[bias.dtype], memory.hold(outliers), memory.hold(columns), len(columns), m, n, k,
+        )  # fmt: skip
+        # Quantised codes of the outlier columns are 0 as the operator is used; here they count like all others.
+        wanted = reference.int8_scaled_mm(A, B, row, col, bias, torch.float32).double()
+        weight = reference.int8_vectorwise_dequant(B[:, columns], col).to(dtype).double()
+        wanted += outliers.double() @ weight.T
+        torch.testing.assert_close(out.tensor.view(m, n).double(), wanted, rtol=torch.finfo(dtype).eps * 2, atol=1e-3)
+        for buffer in (sums, out):
+            assert buffer.canary_is_alive(), "bytes outside a result were written"
 
 
 class OptimizerStep(ctypes.Structure):

@@ -79,6 +79,11 @@ def on(device: str, tensor: Tensor, offset: int = 0) -> Tensor:
     return storage[offset:].view(tensor.shape)
 
 
+def elsewhere(tensor: Tensor) -> Tensor:
+    """The same on the other device: the XPU's on the CPU, the CPU's on the XPU."""
+    return tensor.to("cpu" if tensor.device.type == "xpu" else "xpu")
+
+
 def strided(tensor: Tensor) -> Tensor:
     """The same values, every second element of its storage's last dimension."""
     twice = torch.empty(*tensor.shape[:-1], tensor.shape[-1] * 2, dtype=tensor.dtype, device=tensor.device)

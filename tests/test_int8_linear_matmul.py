@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import check_error, check_operator, exactly_equal, generator, on, ops, strided
+from helpers import check_error, check_operator, elsewhere, exactly_equal, generator, on, ops, strided
 
 from bitsandbytes_intel import reference
 
@@ -68,7 +68,7 @@ def test_compile(device):
 BAD = {
     "A of a wrong dtype": ("A", lambda v: v.to(torch.uint8), "A", "uint8"),
     "B of a wrong dtype": ("B", lambda v: v.int(), "B", "int32"),
-    "B on the CPU": ("B", lambda v: v.cpu(), "B", "cpu"),
+    "B of another device": ("B", elsewhere, "B", "like A"),
     "B of another K": ("B", lambda v: v[:, 1:], "B", "[24, 63]"),
     "B of three dimensions": ("B", lambda v: v[None], "B", "[1, 24, 64]"),
     "A without dimensions": ("A", lambda v: v[0, 0], "A", "[]"),
@@ -76,7 +76,7 @@ BAD = {
 BAD_OUT = {
     "shape": (lambda d: torch.empty(24, 20, dtype=torch.int32, device=d), "[24, 20]"),
     "dtype": (lambda d: torch.empty(20, 24, dtype=torch.int64, device=d), "int64"),
-    "device": (lambda d: torch.empty(20, 24, dtype=torch.int32), "cpu"),
+    "device": (lambda d: torch.empty(20, 24, dtype=torch.int32, device="cpu" if d == "xpu" else "xpu"), "like A"),
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import FLOATS, check_error, check_operator, generator, on, ops, short, strided
+from helpers import FLOATS, check_error, check_operator, elsewhere, generator, on, ops, short, strided
 
 from bitsandbytes_intel import reference
 
@@ -114,14 +114,14 @@ BAD = {
     "a scalar": (lambda a: {"A": a["A"][0, 0]}, "A", "scalar"),
     "rows' dtype": (lambda a: {"row_stats": a["row_stats"].half()}, "row_stats", "float16"),
     "rows' size": (lambda a: {"row_stats": a["row_stats"][1:]}, "row_stats", "19"),
-    "rows' device": (lambda a: {"row_stats": a["row_stats"].cpu()}, "row_stats", "cpu"),
+    "rows' device": (lambda a: {"row_stats": elsewhere(a["row_stats"])}, "row_stats", "like A"),
     "columns' dtype": (lambda a: {"col_stats": a["col_stats"].half()}, "col_stats", "float16"),
     "columns' size": (lambda a: {"col_stats": a["col_stats"][1:]}, "col_stats", "63"),
-    "columns' device": (lambda a: {"col_stats": a["col_stats"].cpu()}, "col_stats", "cpu"),
+    "columns' device": (lambda a: {"col_stats": elsewhere(a["col_stats"])}, "col_stats", "like A"),
     "dtype": (lambda a: {"dtype": torch.int8}, "dtype", "int8"),
     "bias' dtype": (lambda a: {"bias": a["bias"].int()}, "bias", "int32"),
     "bias' shape": (lambda a: {"bias": a["bias"][1:]}, "bias", "[63]"),
-    "bias' device": (lambda a: {"bias": a["bias"].cpu()}, "bias", "cpu"),
+    "bias' device": (lambda a: {"bias": elsewhere(a["bias"])}, "bias", "like A"),
 }
 
 

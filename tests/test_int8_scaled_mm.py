@@ -3,7 +3,7 @@
 import bitsandbytes as bnb
 import pytest
 import torch
-from helpers import FLOATS, check_error, check_operator, generator, on, ops, short, strided
+from helpers import FLOATS, check_error, check_operator, elsewhere, generator, on, ops, short, strided
 
 from bitsandbytes_intel import reference
 
@@ -134,7 +134,7 @@ BAD = {
     "A's dtype": ("A", lambda v: v.int(), "A", "int32"),
     "B's dtype": ("B", lambda v: v.int(), "B", "int32"),
     "B's K": ("B", lambda v: v[:, 1:], "B", "[24, 63]"),
-    "B's device": ("B", lambda v: v.cpu(), "B", "cpu"),
+    "B's device": ("B", elsewhere, "B", "like A"),
     "rows' size": ("row_stats", lambda v: v[1:], "row_stats", "19"),
     "columns' size": ("col_stats", lambda v: v[1:], "col_stats", "23"),
     "columns' dtype": ("col_stats", lambda v: v.half(), "col_stats", "float16"),
@@ -145,13 +145,13 @@ BAD_MIXED = {
     "A's dtype": ("A", lambda v: v.int(), "A", "int32"),
     "A's shape": ("A", lambda v: v[1:], "A", "[4, 64]"),
     "CA's dtype": ("CA", lambda v: v.int(), "CA", "int32"),
-    "CA's device": ("CA", lambda v: v.cpu(), "CA", "cpu"),
+    "CA's device": ("CA", elsewhere, "CA", "like A"),
     "CB's shape": ("CB", lambda v: v[0], "CB", "[64]"),
     "SCA's size": ("SCA", lambda v: v[1:], "SCA", "4"),
     "SCB's size": ("SCB", lambda v: v[1:], "SCB", "32"),
-    "SCB's device": ("SCB", lambda v: v.cpu(), "SCB", "cpu"),
+    "SCB's device": ("SCB", elsewhere, "SCB", "like A"),
     "columns' dtype": ("outlier_cols", lambda v: v.int(), "outlier_cols", "int32"),
-    "columns' device": ("outlier_cols", lambda v: v.cpu(), "outlier_cols", "cpu"),
+    "columns' device": ("outlier_cols", elsewhere, "outlier_cols", "like A"),
     "columns' shape": ("outlier_cols", lambda v: v[None], "outlier_cols", "[1, "),
     "bias": ("bias", lambda v: v[1:], "bias", "[32]"),
 }

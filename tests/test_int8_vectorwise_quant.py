@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import FLOATS, check_error, check_operator, exactly_equal, generator, on, ops, short, strided
+from helpers import FLOATS, check_error, check_operator, elsewhere, exactly_equal, generator, on, ops, short, strided
 
 from bitsandbytes_intel import reference
 
@@ -208,7 +208,7 @@ BAD_DEQUANT = {
     "scalar": (lambda A, s: (A[0, 0], s), "A", "scalar"),
     "stats' dtype": (lambda A, s: (A, s.int()), "stats", "int32"),
     "stats' size": (lambda A, s: (A, s[1:]), "stats", "19"),
-    "stats' device": (lambda A, s: (A, s.cpu()), "stats", "cpu"),
+    "stats' device": (lambda A, s: (A, elsewhere(s)), "stats", "like A"),
 }
 
 

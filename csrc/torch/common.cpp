@@ -255,6 +255,10 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
     take(backend.int8_column_quant, "cint8_column_quant");
     take(backend.int8_vector_dequant, "cint8_vector_dequant");
     take(backend.dequant_mm_int32, "cdequant_mm_int32");
+    if (std::string(device) == "cpu") {
+      take(backend.int8_linear_matmul, "cint8_linear_matmul");
+      take(backend.int8_scaled_mm, "cint8_scaled_mm");
+    }
     take(backend.optimizer32bit, "coptimizer32bit");
     take(backend.optimizer_static_8bit_blockwise, "coptimizer_static_8bit_blockwise");
     take(backend.is_shared, "cis_shared");

@@ -13,7 +13,7 @@ Rows rows_of(const char* op, const char* argument, const Tensor& A, bool may_be_
 
 // A[..., K] B[N, K]^T in int32, of the shape that check_int8_product gives.
 Shape check_int8_product(const char* op, const char* name_A, const Tensor& A, const char* name_B, const Tensor& B);
-Tensor int8_product(const Tensor& A, const Tensor& B, const Shape& shape);
+Tensor int8_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape);
 
 // The arguments of int8_mm_dequant but for A.
 struct Dequant {

@@ -1,4 +1,5 @@
-// int8_linear_matmul and its .out variant: torch's own int8 matrix product (oneDNN on a GPU), which is the best there is.
+// int8_linear_matmul and its .out variant: on CPUs a kernel of ours, on GPUs torch's own int8 matrix product (oneDNN), which
+// is the best there is.
 #include "int8.h"
 
 namespace bnb {
@@ -19,8 +20,21 @@ static Tensor outer(const Tensor& A, const Tensor& B) {
   return aten("aten::mul", "Tensor", torch::stable::to(A, wide), torch::stable::transpose(torch::stable::to(B, wide), 0, 1));
 }
 
-Tensor int8_product(const Tensor& A, const Tensor& B, const Shape& shape) {
+// Into `out`, contiguous, of A's sizes but for the last.
+static void multiply(const Call& call, const Tensor& A, const Tensor& B, const Tensor& out) {
+  const Tensor a = dense(A), b = dense(B);
+  const int64_t n = B.size(0);
+  call(&Backend::int8_linear_matmul, static_cast<const int8_t*>(a.data_ptr()), static_cast<const int8_t*>(b.data_ptr()),
+       static_cast<int32_t*>(out.data_ptr()), n ? out.numel() / n : 0, n, B.size(1));
+}
+
+Tensor int8_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape) {
   const int64_t k = B.size(1);
+  if (const Call call(op, A); call.has(&Backend::int8_linear_matmul)) {
+    Tensor out = empty(shape, ScalarType::Int, A);
+    multiply(call, A, B, out);
+    return out;
+  }
   if (k == 0 || A.numel() == 0 || B.numel() == 0) {
     Tensor zeros = empty(shape, ScalarType::Int, A);
     return torch::stable::zero_(zeros);
@@ -33,7 +47,8 @@ Tensor int8_product(const Tensor& A, const Tensor& B, const Shape& shape) {
 namespace {
 
 Tensor int8_linear_matmul(Tensor A, Tensor B) {
-  return int8_product(A, B, check_int8_product("int8_linear_matmul", "A", A, "B", B));
+  constexpr const char* op = "int8_linear_matmul";
+  return int8_product(op, A, B, check_int8_product(op, "A", A, "B", B));
 }
 
 void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
@@ -44,8 +59,12 @@ void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
   check_shape(op, "out", out, shape);
   const int64_t k = B.size(1);
   if (out.numel() == 0) return;
+  if (const Call call(op, A); call.has(&Backend::int8_linear_matmul)) {
+    fill(out, [&](const Tensor& o) { multiply(call, A, B, o); });
+    return;
+  }
   if (k <= 1 || A.dim() != 2 || !out.is_contiguous()) {
-    torch::stable::copy_(out, int8_product(A, B, shape));
+    torch::stable::copy_(out, int8_product(op, A, B, shape));
     return;
   }
   aten("aten::_int_mm", "out", dense(A), torch::stable::transpose(dense(B), 0, 1), out);

@@ -45,10 +45,28 @@ Tensor int8_mm_dequant(Tensor A, Tensor row_stats, Tensor col_stats, std::option
   return out;
 }
 
+// A product that is scaled before it is written, plus that of `outliers` and B's `columns` of these numbers.
+Tensor fused_product(const Call& call, const Tensor& A, const Tensor& B, const Shape& shape, const Dequant& d,
+                     const std::optional<Tensor>& outliers = std::nullopt, const std::optional<Tensor>& columns = std::nullopt) {
+  Tensor out = empty(shape, d.dtype, A);
+  if (out.numel() == 0) return out;
+  const Tensor a = dense(A), b = dense(B);
+  const int64_t n = B.size(0);
+  call(&Backend::int8_scaled_mm, static_cast<int>(dtype_of(d.dtype)), static_cast<const int8_t*>(a.data_ptr()),
+       static_cast<const int8_t*>(b.data_ptr()), static_cast<const float*>(d.row_stats.data_ptr()),
+       static_cast<const float*>(d.col_stats.data_ptr()), out.data_ptr(),
+       static_cast<const void*>(d.bias ? d.bias->data_ptr() : nullptr), d.bias ? static_cast<int>(dtype_of(d.bias->scalar_type())) : 0,
+       static_cast<const void*>(outliers ? outliers->data_ptr() : nullptr),
+       static_cast<const int64_t*>(columns ? columns->data_ptr() : nullptr), columns ? columns->numel() : 0, out.numel() / n, n,
+       B.size(1));
+  return out;
+}
+
 // The product in int32, then one pass that scales it.
 Tensor scaled_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape, const Dequant& d,
                       const std::optional<Tensor>& addend = std::nullopt) {
-  const Tensor product = dense(int8_product(A, B, shape));
+  if (const Call call(op, A); !addend && call.has(&Backend::int8_scaled_mm)) return fused_product(call, A, B, shape, d);
+  const Tensor product = dense(int8_product(op, A, B, shape));
   Tensor out = empty(shape, d.dtype, A);
   run_dequant(op, product, rows_of(op, "A", product, true), d, out, addend);
   return out;
@@ -86,6 +104,8 @@ std::tuple<Tensor, std::optional<Tensor>> int8_mixed_scaled_mm(Tensor A, Tensor 
   // The outlier columns in full precision, of the activation and of the weight scaled back; the bias goes with them.
   const Tensor flat = torch::stable::reshape(A, Shape{size.rows, k});
   const Tensor outliers = aten("aten::index_select", "", flat, int64_t{1}, *outlier_cols);
+  if (const Call call(op, A); call.has(&Backend::int8_scaled_mm))
+    return {fused_product(call, CA, CB, shape, d, dense(outliers), dense(*outlier_cols)), outliers};
   const Tensor codes = aten("aten::index_select", "", CB, int64_t{1}, *outlier_cols);
   const Tensor weight = int8_dequantized(op, codes, {size.cols, outlier_cols->numel()}, d.col_stats, A.scalar_type());
   if (d.bias && d.bias->scalar_type() != A.scalar_type()) d.bias = torch::stable::to(*d.bias, std::optional(A.scalar_type()));

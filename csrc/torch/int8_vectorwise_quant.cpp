@@ -24,6 +24,15 @@ Rows check(const char* op, const Tensor& A, double threshold) {
 
 // The columns whose byte is set: the one place where the host waits, since the result's size depends on the data.
 Tensor columns_of(const Tensor& outliers) {
+  if (is_on_cpu(outliers)) {
+    const auto* const set = static_cast<const uint8_t*>(outliers.data_ptr());
+    const int64_t n = outliers.numel();
+    const Tensor columns = empty(Shape{n - std::count(set, set + n, uint8_t{0})}, ScalarType::Long, outliers);
+    auto* to = static_cast<int64_t*>(columns.data_ptr());
+    for (int64_t c = 0; c < n; c++)
+      if (set[c]) *to++ = c;
+    return columns;
+  }
   return torch::stable::reshape(aten("aten::nonzero", "", outliers), Shape{-1});
 }
 

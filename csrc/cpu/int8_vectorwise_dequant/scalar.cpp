@@ -1,0 +1,14 @@
+#include "../lanes.h"
+#include "int8_vectorwise_dequant.h"
+
+namespace bnb::cpu {
+namespace {
+#include "../lanes_scalar.h"
+#include "../int8_lanes_scalar.h"
+
+#include "kernel.h"
+
+const Implementation implementation{int8_vectorwise_dequant, Isa::scalar, &run};
+
+}  // namespace
+}  // namespace bnb::cpu
