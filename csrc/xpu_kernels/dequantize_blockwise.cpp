@@ -80,7 +80,7 @@ kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out
         for (int j = 0; j < NUM_PER_TH; j++) x[j] = value(codes.v[j]) * scale;
       }
       auto& result = reinterpret_cast<pack<T, NUM_PER_TH>*>(out + base)[lane];
-      if (ordinary(scale)) {
+      if (sizeof(T) == 4 || __is_same(T, half) || ordinary(scale)) {
         result = pack_plain<T, NUM_PER_TH>(x);
       } else {
 #pragma unroll

@@ -53,7 +53,7 @@ bool fits_tiles(const Product<T>& p) {
 constexpr DotShape along_k_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 4};
   if (kind == Kind::cpu) return {64, 2, 4, 1, 4};  // where scratch is missing
-  return DotShape{128, 8, path == kFew ? 1 : 4, 2, 4};
+  return DotShape{128, 8, path == kMany ? 4 : kind == Kind::gpu16 ? 2 : 1, 2, 4};  // as gemv_shape
 }
 
 template <class T>
