@@ -1,10 +1,10 @@
 """Runs bitsandbytes' own tests, of the version that is installed, on a device, and says what every failure means.
 
-Their source is not part of this project: it is fetched from GitHub, or taken from a folder or an archive (``--source``).
+Their source is no part of this project: it is fetched from GitHub, or taken from a folder or an archive (``--source``).
 ``tests/upstream_not_applicable.toml`` lists the tests that cannot pass there and those that bitsandbytes skips itself,
 each with its reason. Any other failure or skip is an error, and so is a listed failure that has become a pass.
 
-Every file runs in a process of its own. A test that ends the process, or hangs, counts as crashed, and the rest goes on.
+Every file runs in a process of its own. A test that ends it, or hangs, counts as crashed, and the rest goes on.
 With ``--results`` (a file), the outcomes are kept, and a run continues where the last one stopped. Besides this
 package's extra ``test``, the tests need scipy, einops and lion-pytorch.
 """
@@ -126,8 +126,8 @@ def child(device: str, file: str, results: pathlib.Path, deadline: float) -> int
     import pytest
 
     sys.path.insert(0, os.getcwd())
-    markers = "not benchmark"  # they time, and assert nothing
-    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "log_cli=false", "-o", "log_file=", "-m", markers]
+    options = "-q -p no:cacheprovider -o addopts= -o log_cli=false -o log_file=".split()
+    options += ["-m", "not benchmark"]  # those time, and assert nothing
     status = pytest.main([*options, f"tests/{file}.py"], plugins=[Recorder(results, deadline)])
     if status == pytest.ExitCode.INTERRUPTED and time.time() > deadline:
         return _STOPPED
@@ -144,6 +144,12 @@ def read(results: pathlib.Path) -> list[dict[str, Any]]:
     return list(outcomes.values())
 
 
+def split(test: str) -> tuple[str, str]:
+    """The file of a test, and its name there: ``tests/test_ops.py::test_x[1]`` is ``test_ops``, ``test_x[1]``."""
+    path, _, name = test.partition("::")
+    return pathlib.PurePosixPath(path).stem, name
+
+
 def run_file(device: str, file: str, folder: pathlib.Path, results: pathlib.Path, deadline: float) -> bool:
     """Run one file to its end, over crashes too; whether the time was enough."""
     command = [sys.executable, __file__, "--child", "--device", device, "--results", str(results)]
@@ -157,10 +163,10 @@ def run_file(device: str, file: str, folder: pathlib.Path, results: pathlib.Path
         crashed = [outcome for outcome in read(results) if outcome["outcome"] == "started"]
         if not crashed:
             raise SystemExit(f"pytest failed on {file} (status {status}):\n{log.read_text()[-4000:]}")
+        text = f"exit status {status}\n{log.read_text()[-4000:]}"
         with results.open("a") as lines:
             for outcome in crashed:
-                text = f"exit status {status}\n{log.read_text()[-4000:]}"
-                lines.write(json.dumps({"test": outcome["test"], "outcome": "crashed", "text": text, "seconds": 0}) + "\n")
+                lines.write(json.dumps({**outcome, "outcome": "crashed", "text": text, "seconds": 0}) + "\n")
 
 
 class Entries:
@@ -180,9 +186,9 @@ class Entries:
 
     def _find(self, outcome: dict[str, Any]) -> dict[str, Any] | None:
         table = self._of["skipped" if outcome["outcome"] in ("skipped", "xfailed") else "failed"]
+        file, name = split(outcome["test"])
         for entry in table:
-            name = outcome["test"].removeprefix("tests/")
-            if re.fullmatch(entry["tests"], name) and entry["text"] in outcome["text"]:
+            if entry["file"] == file and re.fullmatch(entry["tests"], name) and entry["text"] in outcome["text"]:
                 return entry
         return None
 
@@ -200,8 +206,9 @@ class Entries:
     def unused(self, files: list[str]) -> Iterator[str]:
         """Failures that are listed and have not been seen, of the files that have run."""
         for entry in self._of["failed"]:
-            if entry["tests"].split(".py")[0].rstrip("\\") in files and not self.count["not applicable", entry["reason"]]:
-                yield entry["tests"]
+            seen = self.count["not applicable", entry["reason"]]
+            if entry["file"] in files and not seen:
+                yield f"{entry['file']}: {entry['tests']}"
 
 
 COLUMNS = ("tests", "passed", "not applicable", "skipped", "unexpected")
@@ -212,7 +219,7 @@ def report(outcomes: list[dict[str, Any]], entries: Entries, files: list[str], w
     rows: dict[str, collections.Counter[str]] = {file: collections.Counter() for file in files}
     unexpected = []
     for outcome in outcomes:
-        file = outcome["test"].removeprefix("tests/").split(".py")[0]
+        file = split(outcome["test"])[0]
         column = entries.judge(outcome)
         rows[file].update(["tests", column])
         if column == "unexpected":
@@ -255,7 +262,7 @@ def main() -> int:
         stage(arguments.source or ARCHIVE.format(version=version), folder)
         results = (arguments.results or folder / "results.jsonl").resolve()
         whole = all(run_file(arguments.device, file, folder, results, deadline) for file in files)
-        outcomes = [o for o in read(results) if o["test"].removeprefix("tests/").split(".py")[0] in files]
+        outcomes = [outcome for outcome in read(results) if split(outcome["test"])[0] in files]
     print(f"bitsandbytes {version}, {arguments.device}, torch {importlib.metadata.version('torch')}")
     errors = report(outcomes, Entries(LIST, arguments.device), files, whole)
     if not whole:
