@@ -126,7 +126,7 @@ def child(device: str, file: str, results: pathlib.Path, deadline: float) -> int
     import pytest
 
     sys.path.insert(0, os.getcwd())
-    options = "-q -p no:cacheprovider -o addopts= -o log_cli=false -o log_file=".split()
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "log_cli=false", "-o", "log_file="]
     options += ["-m", "not benchmark"]  # those time, and assert nothing
     status = pytest.main([*options, f"tests/{file}.py"], plugins=[Recorder(results, deadline)])
     if status == pytest.ExitCode.INTERRUPTED and time.time() > deadline:
