@@ -5,8 +5,8 @@ Their source is no part of this project: it is fetched from GitHub, or taken fro
 each with its reason. Any other failure or skip is an error, and so is a listed failure that has become a pass.
 
 Every file runs in a process of its own. A test that ends it, or hangs, counts as crashed, and the rest goes on.
-With ``--results`` (a file), the outcomes are kept, and a run continues where the last one stopped. Besides this
-package's extra ``test``, the tests need scipy, einops and lion-pytorch.
+With ``--results`` (a file), the outcomes are kept, and a run continues where the last one stopped. The tests need what
+this package's extra ``upstream-tests`` brings, and up to 14 GB of memory.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Recorder:
         faulthandler.cancel_dump_traceback_later()
 
 
-def child(device: str, file: str, results: pathlib.Path, deadline: float) -> int:
+def child(device: str, file: str, results: pathlib.Path, deadline: float, only: str) -> int:
     """Run what is left of one file, in this process and in the folder of the tests."""
     os.environ["BNB_TEST_DEVICE"] = device
     if device == "xpu":
@@ -127,7 +127,7 @@ def child(device: str, file: str, results: pathlib.Path, deadline: float) -> int
 
     sys.path.insert(0, os.getcwd())
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "log_cli=false", "-o", "log_file="]
-    options += ["-m", "not benchmark"]  # those time, and assert nothing
+    options += ["-m", "not benchmark", "-k", only]  # benchmarks time, and assert nothing
     status = pytest.main([*options, f"tests/{file}.py"], plugins=[Recorder(results, deadline)])
     if status == pytest.ExitCode.INTERRUPTED and time.time() > deadline:
         return _STOPPED
@@ -150,14 +150,17 @@ def split(test: str) -> tuple[str, str]:
     return pathlib.PurePosixPath(path).stem, name
 
 
-def run_file(device: str, file: str, folder: pathlib.Path, results: pathlib.Path, deadline: float) -> bool:
+def run_file(device: str, file: str, folder: pathlib.Path, results: pathlib.Path, deadline: float, only: str) -> bool:
     """Run one file to its end, over crashes too; whether the time was enough."""
     command = [sys.executable, __file__, "--child", "--device", device, "--results", str(results)]
-    command += ["--deadline", str(deadline), file]
+    command += ["--deadline", str(deadline), "-k", only, file]
+    # Some of the tests start the commands of this environment.
+    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path}
     while True:
         log = results.with_suffix(f".{file}.log")
         with log.open("w") as output:
-            status = subprocess.run(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT).returncode
+            status = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output).returncode
         if status in (0, _STOPPED):
             return status == 0
         crashed = [outcome for outcome in read(results) if outcome["outcome"] == "started"]
@@ -247,11 +250,12 @@ def main() -> int:
     parser.add_argument("--device", default="xpu", choices=("xpu", "cpu"))
     parser.add_argument("--results", type=pathlib.Path, help="keep the outcomes in this file, and continue from it")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the test that is at work then")
+    parser.add_argument("-k", dest="only", default="", help="only the tests that this expression of pytest's names")
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(arguments.device, arguments.file[0], arguments.results, arguments.deadline)
+        return child(arguments.device, arguments.file[0], arguments.results, arguments.deadline, arguments.only)
     files = arguments.file or list(FILES)
     if not set(files) <= set(FILES):
         parser.error(f"file must be of {', '.join(FILES)}, got {', '.join(sorted(set(files) - set(FILES)))}")
@@ -261,13 +265,13 @@ def main() -> int:
         folder = pathlib.Path(name)
         stage(arguments.source or ARCHIVE.format(version=version), folder)
         results = (arguments.results or folder / "results.jsonl").resolve()
-        whole = all(run_file(arguments.device, file, folder, results, deadline) for file in files)
+        complete = all(run_file(arguments.device, file, folder, results, deadline, arguments.only) for file in files)
         outcomes = [outcome for outcome in read(results) if split(outcome["test"])[0] in files]
     print(f"bitsandbytes {version}, {arguments.device}, torch {importlib.metadata.version('torch')}")
-    errors = report(outcomes, Entries(LIST, arguments.device), files, whole)
-    if not whole:
+    errors = report(outcomes, Entries(LIST, arguments.device), files, complete and not arguments.only)
+    if not complete:
         print("stopped: out of time; the same command continues")
-    return 1 if errors or not whole else 0
+    return 1 if errors or not complete else 0
 
 
 if __name__ == "__main__":
