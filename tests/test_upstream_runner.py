@@ -91,7 +91,7 @@ def test_the_list_is_compared(tmp_path, capsys):
     outcomes[0]["text"] = "E  something else"
     assert tool.report(outcomes, tool.Entries(path, "cpu"), ["test_ops"], False) == 1
     assert tool.report(outcomes[:1], tool.Entries(path, "xpu"), ["test_ops"], False) == 1
-    assert "not applicable: 1 tests: there is no Triton" in capsys.readouterr().out
+    assert "not applicable: 1 of test_ops: there is no Triton" in capsys.readouterr().out
 
 
 def test_something_else_than_the_source(tmp_path):
