@@ -1,6 +1,7 @@
 #include "common.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <cstdlib>
 #include <map>
@@ -141,6 +142,7 @@ Shape with_last(const Tensor& A, int64_t n) {
 namespace {
 
 Backend xpu_backend{};
+bool in_forked_child = false;  // of a parent that had the device: its queues do not work here, and may hang
 
 using CurrentStream = AOTITorchError (*)(int32_t, void**);
 
@@ -166,6 +168,11 @@ void* current_queue(int32_t device_index) {
 Call::Call(const char* op, const Tensor& A) : op_(op), backend_(xpu_backend) {
   if (!xpu_backend.dequantize_blockwise) fail(op, ": the XPU kernel library is not loaded");
   queue_ = current_queue(A.get_device_index());
+}
+
+void check_process(const char* op) {
+  if (in_forked_child)
+    fail(op, ": xpu cannot be used in a process forked from one that has used it: start it with the 'spawn' method");
 }
 
 Operator::Operator(const char* name_, Boxed function_) : name(name_), function(function_) { all().push_back(*this); }
@@ -224,6 +231,8 @@ BNB_EXPORT int bnb_torch_use_xpu_library(const char* path, char* message, size_t
     take(bnb::xpu_backend.optimizer_static_8bit_blockwise, "coptimizer_static_8bit_blockwise");
     take(bnb::xpu_backend.is_shared, "cis_shared");
     take(bnb::xpu_backend.dequantize_blockwise, "cdequantize_blockwise");
+    // From now on, and not from the first call: bitsandbytes' own import has put tables on the device.
+    [[maybe_unused]] static const int once = pthread_atfork(nullptr, nullptr, [] { bnb::in_forked_child = true; });
   });
 }
 
