@@ -37,8 +37,8 @@ from bitsandbytes_intel import env, ops  # noqa: E402
 
 # The first call of an operator may build a kernel, so a deadline would hold for nothing.
 _COMMON = {"deadline": None, "derandomize": True, "print_blob": True}
-hypothesis.settings.register_profile("default", max_examples=60, **_COMMON)
-hypothesis.settings.register_profile("nightly", max_examples=10_000, **{**_COMMON, "derandomize": False})
+hypothesis.settings.register_profile("default", max_examples=30, **_COMMON)
+hypothesis.settings.register_profile("nightly", max_examples=1_000, **{**_COMMON, "derandomize": False})
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

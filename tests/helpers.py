@@ -26,6 +26,12 @@ def short(value: Any) -> str:
     return str(value).removeprefix("torch.")
 
 
+def operator_of(name: str) -> torch._ops.OpOverload:
+    """An operator of ours by its name, with its overload if that is not the default one."""
+    base, _, overload = name.partition(".")
+    return getattr(getattr(ops, base), overload or "default")
+
+
 def generator(seed: int) -> torch.Generator:
     """A generator on the CPU."""
     return torch.Generator().manual_seed(seed)

@@ -295,46 +295,6 @@ def test_compiled(device):
         exactly_equal(result, expected)
 
 
-WRONG_4BIT = {
-    "blocksize": ({"blocksize": 48}, "blocksize", "48"),
-    "small blocksize": ({"blocksize": 16}, "blocksize", "16"),
-    "quant_type": ({"quant_type": "int4"}, "quant_type", "int4"),
-    "dtype": ({"A": torch.zeros(64, dtype=torch.float64)}, "A", "float64"),
-    "int": ({"A": torch.zeros(64, dtype=torch.int32)}, "A", "int32"),
-    "storage": ({"quant_storage": torch.int32}, "quant_storage", "int32"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_4BIT)
-def test_4bit_errors(wrong, device, capfd):
-    change, argument, got = WRONG_4BIT[wrong]
-    given = {"A": torch.zeros(64), "blocksize": 64, "quant_type": "nf4", "quant_storage": torch.uint8, **change}
-    given["A"] = given["A"].to(device)
-    check_error(lambda: ops.quantize_4bit(**given), argument, got, capfd)
-
-
-WRONG_8BIT = {
-    "blocksize": ({"blocksize": 0}, "blocksize", "0"),
-    "negative blocksize": ({"blocksize": -64}, "blocksize", "-64"),
-    "dtype": ({"A": torch.zeros(64, dtype=torch.float64)}, "A", "float64"),
-    "code's dtype": ({"code": torch.zeros(256, dtype=torch.float16)}, "code", "float16"),
-    "short code": ({"code": torch.zeros(16)}, "code", "16"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_8BIT)
-def test_8bit_errors(wrong, device, capfd):
-    change, argument, got = WRONG_8BIT[wrong]
-    given = {"A": torch.zeros(64), "code": torch.zeros(256), "blocksize": 64, **change}
-    given["A"], given["code"] = given["A"].to(device), given["code"].to(device)
-    check_error(lambda: ops.quantize_blockwise(**given), argument, got, capfd)
-
-
-def test_a_table_on_another_device(device, capfd):
-    A, code = torch.zeros(9, device=device), torch.zeros(256)
-    check_error(lambda: ops.quantize_blockwise(A, code, 64), "code", "cpu", capfd)
-
-
 @pytest.mark.parametrize("kind", runtime.KINDS)
 def test_every_kernel_stays_within_its_operands(kind, python):
     """The kernels for GPUs too, compiled for the CPU device; operands lie between forbidden pages."""

@@ -45,7 +45,13 @@ std::string text_of_device(const Tensor& tensor) {
   return type == aoti_torch_device_type_cpu() ? name : std::string(name) + ":" + std::to_string(tensor.get_device_index());
 }
 
+// Undefined is what torch makes of None where a schema wants a tensor.
+static void check_given(const char* op, const char* argument, const Tensor& tensor) {
+  if (!tensor.defined()) fail(op, ": ", argument, " must be a tensor, got None");
+}
+
 void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType expected) {
+  check_given(op, argument, tensor);
   if (tensor.scalar_type() != expected)
     fail(op, ": ", argument, " must be ", name_of(expected), ", got ", name_of(tensor.scalar_type()));
 }
@@ -55,7 +61,13 @@ void check_float(const char* op, const char* argument, ScalarType dtype) {
     fail(op, ": ", argument, " must be float16, bfloat16 or float32, got ", name_of(dtype));
 }
 
+void check_float(const char* op, const char* argument, const Tensor& tensor) {
+  check_given(op, argument, tensor);
+  check_float(op, argument, tensor.scalar_type());
+}
+
 void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A, const char* like) {
+  check_given(op, argument, tensor);
   int32_t type, wanted;
   aoti_torch_get_device_type(tensor.get(), &type);
   aoti_torch_get_device_type(A.get(), &wanted);
@@ -93,6 +105,7 @@ int64_t check_numel_of(const char* op, const char* argument, Sizes shape) {
 }
 
 void check_packed(const char* op, const char* argument, const Tensor& packed, int64_t n) {
+  check_given(op, argument, packed);
   const ScalarType dtype = packed.scalar_type();
   if (dtype != ScalarType::Byte) {
     if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16 && dtype != ScalarType::Float)

@@ -40,6 +40,7 @@ std::string text_of_device(const Tensor& tensor);
 void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType expected);
 // One of float16, bfloat16, float32.
 void check_float(const char* op, const char* argument, ScalarType dtype);
+void check_float(const char* op, const char* argument, const Tensor& tensor);
 void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A, const char* like = "A");
 // At least `expected` elements.
 void check_numel(const char* op, const char* argument, const Tensor& tensor, int64_t expected, const char* why);

@@ -171,7 +171,7 @@ def gemm_4bit(
         absmax_offset: One value.
 
     Raises:
-        ValueError: an argument is none of these, or one of the last two is missing.
+        ValueError: an argument is none of these, or one of the last three is missing where another is given.
     """
     _check_quant_type(quant_type)
     if absmax_8bit is not None:
@@ -179,6 +179,8 @@ def gemm_4bit(
             raise ValueError("absmax_code and absmax_offset must be given with absmax_8bit")
         absmax = dequantize_blockwise(absmax_8bit, absmax, absmax_code, 256, torch.float32)
         absmax = _cpu(absmax).reshape(-1) + _cpu(absmax_offset).float().reshape(())
+    elif absmax_code is not None or absmax_offset is not None:
+        raise ValueError("absmax_8bit must be given with absmax_code and absmax_offset")
     return _product(A, _weight(A, B, shapeB, absmax, _codebook(quant_type), blocksize), bias)
 
 
