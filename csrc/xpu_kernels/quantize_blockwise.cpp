@@ -20,7 +20,7 @@ constexpr Tree tree_of(int data_type) {
   for (int depth = 0; depth < (data_type == NF4 ? 4 : 3); depth++)
     for (int j = 0; j < 1 << depth; j++) {
       const int rank = ((2 * j + 1) << ((data_type == NF4 ? 3 : 2) - depth)) - 1;
-      tree.at[(1 << depth) + j] = data_type == NF4 ? (kNF4[rank] + kNF4[rank + 1]) * 0.5f : kFP4Bounds[rank];
+      tree.at[(1 << depth) + j] = data_type == NF4 ? kNF4Bounds[rank] : kFP4Bounds[rank];
     }
   return tree;
 }
@@ -62,7 +62,7 @@ constexpr Tree thresholds_of(int data_type) {
   Tree list{};
   for (int i = 0; i < 16; i++)
     list.at[i] = i >= (data_type == NF4 ? 15 : 7) ? __builtin_inff()
-                 : data_type == NF4               ? (kNF4[i] + kNF4[i + 1]) * 0.5f
+                 : data_type == NF4               ? kNF4Bounds[i]
                                                   : kFP4Bounds[i];
   return list;
 }

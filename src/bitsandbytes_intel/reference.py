@@ -53,6 +53,14 @@ STORAGES = (torch.uint8, *FLOATS)
 BLOCKSIZES_4BIT = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 QUANT_TYPES = ("nf4", "fp4")
 
+# fmt: off
+# Where the CUDA kernels change from one code of NF4 to the next: the midpoints, some rounded up and some down.
+_NF4_BOUNDS = (
+    -0.8480964303, -0.6106328964, -0.4599952698, -0.33967942, -0.2346073985, -0.137911737, -0.0455250181,
+    0.0397901498, 0.1202552542, 0.2035212517, 0.2920137644, 0.3893125355, 0.5016633868, 0.6427869201,
+    0.8614783883,
+)
+# fmt: on
 # Where the CUDA kernels change from one magnitude of FP4 to the next, in increasing order, and the codes between them.
 _FP4_BOUNDS = (0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333)
 _FP4_ORDER = (0, 1, 6, 7, 4, 5, 2, 3)
@@ -241,9 +249,7 @@ def quantize_4bit(
     scaled = _scaled(blocks, absmax)
     n = A.numel()
     if quant_type == "nf4":
-        table = _codebook("nf4").double()
-        bounds = ((table[1:] + table[:-1]) / 2).float()
-        codes = torch.where(scaled.isnan(), 0, torch.bucketize(scaled, bounds))
+        codes = torch.where(scaled.isnan(), 0, torch.bucketize(scaled, torch.tensor(_NF4_BOUNDS)))
     else:
         magnitude = torch.bucketize(scaled.abs(), torch.tensor(_FP4_BOUNDS))
         codes = torch.where(scaled.isnan(), 0, torch.tensor(_FP4_ORDER)[magnitude] + 8 * (scaled < 0))
