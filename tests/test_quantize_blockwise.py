@@ -132,7 +132,7 @@ def test_4bit_rounds_the_reciprocal_as_cuda_does(quant_type, device):
     check_4bit(rows.reshape(-1), 64, quant_type)
 
 
-# What NVIDIA's instruction for 1 / x (rcp.approx.ftz.f32, on an H200) differs from the correctly rounded result by, in units in
+# NVIDIA's instruction for 1 / x (rcp.approx.ftz.f32, on an H200) less the correctly rounded result, in units in
 # the last place, for x = 1 + i / 128.
 RECIPROCALS = (
     "0000-0+0000-0+000000-0-00000000000000++000000000000+000000000+00"
@@ -159,7 +159,9 @@ def test_kernels_have_the_same_table():
 def test_denormals_count_as_zero_and_nan_as_no_maximum(device):
     """CUDA's kernels flush denormals, and begin a maximum at the lowest float."""
     lowest = torch.finfo(torch.float32).min
-    values = torch.cat([torch.full((64,), 1e-39), torch.full((64,), NAN), torch.tensor([1e-30, -1e-39] * 32)]).to(device)
+    values = torch.cat([torch.full((64,), 1e-39), torch.full((64,), NAN), torch.tensor([1e-30, -1e-39] * 32)]).to(
+        device
+    )
     for quant_type in QUANT_TYPES:
         codes, absmax = ops.quantize_4bit(values, 64, quant_type, torch.uint8)
         exactly_equal(absmax, torch.tensor([0.0, lowest, 1e-30]))

@@ -1,4 +1,4 @@
-"""Quantisation, int8 and the 8-bit optimizers for bench.py: launches, upstream's operators for the same work, the bars."""
+"""Quantisation, int8 and 8-bit optimizers for bench.py: launches, upstream's operators for the same work, the bars."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIMIZERS = {"adam": "ADAM", "ademamix": "ADEMAMIX", "lion": "LION", "momentum"
 
 
 def dynamic_map(signed: bool, device: str) -> torch.Tensor:
-    """bitsandbytes' 8-bit map, or any increasing one where bitsandbytes is not installed."""
+    """Bitsandbytes' 8-bit map, or any increasing one where bitsandbytes is not installed."""
     try:
         from bitsandbytes.functional import create_dynamic_map
     except Exception:
@@ -88,7 +88,9 @@ class Optimizer8bit(Case):
     def __init__(self, bench: Bench, kind: str, name: str, n: int) -> None:
         super().__init__(bench, kind, (1, n))
         self.operator, self.name, self.n = f"optimizer {name}, 8-bit states", name, n
-        function = "kOptimizerStatic8bit2StateBlockwise" if name.startswith("ad") else "kOptimizerStatic8bit1StateBlockwise"
+        function = (
+            "kOptimizerStatic8bit2StateBlockwise" if name.startswith("ad") else "kOptimizerStatic8bit1StateBlockwise"
+        )
         wanted = f"bnb::{OPTIMIZERS[name]}"
         self.kernels = [k for k in bench.kernels
                         if k.function == function and k.type == kind and k.template["OPTIMIZER"] == wanted]  # fmt: skip
