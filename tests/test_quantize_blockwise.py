@@ -1,6 +1,7 @@
 """quantize_4bit and quantize_blockwise: codes and absmax bit for bit the reference, which decides as CUDA does."""
 
 import pathlib
+import re
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from helpers import (
     strided,
 )
 
-from bitsandbytes_intel import reference, runtime
+from bitsandbytes_intel import reciprocal, reference, runtime
 
 # Around the edges of a byte, a lane's share, a sub-group's, a block, a tile.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4096, 4097, 8191, 8193, 16385, 20001)
@@ -129,6 +130,43 @@ def test_4bit_rounds_the_reciprocal_as_cuda_does(quant_type, device):
     bounds = torch.cat([(nf4[1:] + nf4[:-1]) / 2, fp4, -fp4])
     rows = torch.cat([absmax, absmax * bounds, torch.zeros(len(bits), 64 - 1 - bounds.numel())], dim=1)
     check_4bit(rows.reshape(-1), 64, quant_type)
+
+
+# NVIDIA's instruction for 1 / x (rcp.approx.ftz.f32, on an H200) less the correctly rounded result, in units in
+# the last place, for x = 1 + i / 128.
+RECIPROCALS = (
+    "0000-0+0000-0+000000-0-00000000000000++000000000000+000000000+00"
+    "0++00000000000000+000000000+00000000000000000+00000++0+00+00000-"
+)
+
+
+def test_reciprocals_are_those_of_cuda():
+    x = 1 + torch.arange(128, dtype=torch.float32) / 128
+    off = torch.tensor([{"-": -1, "0": 0, "+": 1}[sign] for sign in RECIPROCALS], dtype=torch.int32)
+    wanted = ((1 / x.double()).float().view(torch.int32) + off).view(torch.float32)
+    exactly_equal(reciprocal.fast_reciprocal(x), wanted)
+    exactly_equal(reciprocal.fast_reciprocal(x * 2.0**40), wanted * 2.0**-40)
+    special = torch.tensor([0.0, 1e-40, 2.0**-126, 2.0**126, 1.5 * 2.0**126, 3e38, INF])
+    exactly_equal(reciprocal.fast_reciprocal(special), torch.tensor([INF, INF, 2.0**126, 2.0**-126, 0.0, 0.0, 0.0]))
+
+
+def test_kernels_have_the_same_table():
+    source = pathlib.Path(__file__).parents[1] / "csrc" / "xpu_kernels" / "reciprocal.h"
+    table = [(int(a, 16), int(b, 16)) for a, b in re.findall(r"\{(0x\w+), (0x\w+)\}", source.read_text())]
+    assert table == list(reciprocal.TABLE)
+
+
+def test_denormals_count_as_zero_and_nan_as_no_maximum(device):
+    """CUDA's kernels flush denormals, and begin a maximum at the lowest float."""
+    lowest = torch.finfo(torch.float32).min
+    values = torch.cat([torch.full((64,), 1e-39), torch.full((64,), NAN), torch.tensor([1e-30, -1e-39] * 32)]).to(
+        device
+    )
+    for quant_type in QUANT_TYPES:
+        codes, absmax = ops.quantize_4bit(values, 64, quant_type, torch.uint8)
+        exactly_equal(absmax, torch.tensor([0.0, lowest, 1e-30]))
+        assert not codes.flatten()[:64].any()
+        assert codes.flatten()[64].item() == (0xF7 if quant_type == "nf4" else 0x30)
 
 
 def test_4bit_of_zero_and_nan():

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -84,6 +85,19 @@ class Clock:
         times = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
         graph.reset()
         return statistics.median(times) / (rounds * buffers) * 1e3
+
+    def time_eager_us(self, run: Callable[[int], object], buffers: int, launches: int = 60) -> float:
+        """The same without a graph, for what goes to the default stream or waits: mean time of one `run(i)`, in µs."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for i in range(3):
+            run(i % buffers)
+        torch.cuda.synchronize()
+        begin.record()
+        for i in range(launches):
+            run(i % buffers)
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / launches * 1e3
 
     def copy_gbps(self, size: int) -> float:
         """Bandwidth of a device-to-device copy, bytes read and written, in GB/s."""
@@ -195,6 +209,8 @@ class Case:
     """Buffers in turn."""
     moved: int
     """Bytes that a launch has to read and write."""
+    upstream_in_graph = True
+    """Whether upstream's operators can be captured: those that ignore torch's stream, or wait, cannot."""
 
     def __init__(self, bench: Bench, kind: str, shape: tuple[int, int]) -> None:
         self.bench, self.kind, self.shape = bench, kind, shape
@@ -225,7 +241,12 @@ class Case:
             return None
         upstream = {}
         if self.bench.upstream:
-            upstream = {name: clock.time_us(run, self.count, self.moved) for name, run in self.theirs().items()}
+            upstream = {
+                name: clock.time_us(run, self.count, self.moved)
+                if self.upstream_in_graph
+                else clock.time_eager_us(run, self.count)
+                for name, run in self.theirs().items()
+            }
         best = min(times, key=times.__getitem__)
         other = min(upstream, key=upstream.__getitem__) if upstream else ""
         us, other_us, gbps = times[best], upstream.get(other), self.moved / times[best] / 1e3
@@ -403,8 +424,12 @@ def product_float64(
     return torch.cat(parts, 1)
 
 
-def cases(bench: Bench) -> Iterator[Case]:
+def cases(bench: Bench, only: str) -> Iterator[Case]:
     """Everything to measure, one after the other, so that only one holds its buffers."""
+    if only != "products":
+        yield from import_module("cases_quantise").cases(bench)  # which imports this module
+    if only == "quantisation":
+        return
     for shape in bench.shapes():
         n = shape[0] * shape[1]
         for kind, dtype in TYPES.items():
@@ -500,6 +525,9 @@ def set_goals(row: Row) -> None:
     """What is wanted of a row."""
     smallest, largest = (f"{n}x{k}" for n, k in (SHAPES[0], SHAPES[-1]))
     row.goals["right"] = row.right
+    if share := import_module("cases_quantise").bar(row.operator):
+        row.goals[f"{share:.0%} of a copy of the same size"] = row.share_of_same_size >= share
+        return
     if row.type == "fp32":
         return
     if row.operator.startswith("dequantise"):
@@ -590,6 +618,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=Path, metavar="DIR")
     parser.add_argument("--tune", action="store_true", help="print the best shapes of each kernel")
+    parser.add_argument("--only", choices=("products", "quantisation"), default="", help="a half of the cases")
     parser.add_argument("--top", type=int, default=5, help="with --tune: how many shapes to print (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
     parser.add_argument("--dry-run", action="store_true", help="everything but launches and timing: needs no GPU")
@@ -598,13 +627,13 @@ def main() -> None:
     begin = time.monotonic()
     bench = Bench(options.dir, options.dry_run)
     rows: list[Row] = []
-    for case in cases(bench):
+    for case in cases(bench, options.only):
         if row := case.measure(5 if options.tune else 15):
             set_goals(row)
             rows.append(row)
             print(".", end="", flush=True)
     print()
-    wrong = [] if options.tune else check_large(bench)
+    wrong = [] if options.tune or options.only == "quantisation" else check_large(bench)
     if options.tune:
         show_best(rows, options.top)
     else:
