@@ -298,12 +298,6 @@ class DryDriver(Driver):
     def can_run(self, kernel: Kernel) -> bool:
         return True
 
-    def can_run(self, kernel: Kernel) -> bool:
-        """Whether the device has registers for a whole work-group."""
-        threads = ctypes.c_int()
-        self._call("cuFuncGetAttribute", ctypes.byref(threads), 0, kernel.handle)
-        return kernel.group_size <= threads.value
-
     def launch(self, kernel: Kernel, groups: int, values: Values, stream: int = 0) -> None:
         kernel.pack(values)
         assert 0 < groups < 2**31
