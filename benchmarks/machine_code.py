@@ -446,8 +446,10 @@ def sources() -> Iterator[tuple[str, dict[str, str], list[str], set[str]]]:
             if family.name.startswith("gemm_4bit_matrix/") == (kind == "xmx16"):
                 families.setdefault(family.source, {}).update(dict.fromkeys(family.kernels, family.name))
         for source, kernels in families.items():
-            # Arc A has XMX for sub-groups of 8 alone.
-            yield source, kernels, ["-DBNB_XMX"] if kind == "xmx16" else [], {"pvc"} if kind == "xmx16" else set(TARGETS)
+            if kind == "gpu16":
+                yield source, kernels, [], set(TARGETS)
+            else:  # Arc A has XMX for sub-groups of 8 alone
+                yield source, kernels, ["-DBNB_XMX"], {"pvc"}
 
 
 def analyse(devices: Sequence[str] = tuple(TARGETS), jobs: int | None = None) -> list[Machine]:

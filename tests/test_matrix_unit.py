@@ -44,10 +44,11 @@ def on_unit(request, python):
 
 
 def test_rows_far_apart(on_unit):
-    """lda and ldc larger than the rows, for every number of rows of activations that takes another kernel."""
+    """Strides larger than the rows, for every number of rows of activations that takes another kernel."""
     on_unit("""
 for dtype in (torch.float16, torch.bfloat16):
-    for m, k, blocksize in ((1, 64, 64), (3, 448, 64), (8, 96, 32), (9, 2176, 64), (16, 32, 32), (17, 640, 4096), (40, 160, 32)):
+    sizes = [(1, 64, 64), (3, 448, 64), (8, 96, 32), (9, 2176, 64), (16, 32, 32), (17, 640, 4096), (40, 160, 32)]
+    for m, k, blocksize in sizes:
         w = Weight.random(21, k, blocksize=blocksize, seed=m)
         A = torch.randn(m, k, generator=generator(k)).to(dtype)
         check_product(gemm(kernels, A, w, lda=k + 8, ldc=24), A, w.exact())
@@ -58,7 +59,8 @@ assert ran(kernels, "gemm_4bit_matrix/float16") and ran(kernels, "gemm_4bit_matr
 def test_what_the_unit_does_not_take(on_unit):
     """Operands that it does not take go to the kernels for any: a K or stride that does not fit, float32."""
     on_unit("""
-for dtype, k, lda in ((torch.float16, 40, 40), (torch.bfloat16, 33, 33), (torch.float16, 64, 65), (torch.float32, 64, 64)):
+half, bfloat16 = torch.float16, torch.bfloat16
+for dtype, k, lda in ((half, 40, 40), (bfloat16, 33, 33), (half, 64, 65), (torch.float32, 64, 64)):
     w = Weight.random(5, k, blocksize=32)
     A = torch.randn(3, k, generator=generator(k)).to(dtype)
     check_product(gemm(kernels, A, w, lda=lda), A, w.exact())

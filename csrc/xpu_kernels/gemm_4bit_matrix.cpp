@@ -68,7 +68,8 @@ kgemm_4bit_inference_matrix(i64 M, i64 N, i64 K, const T* A, const u8* B, const 
 #pragma unroll
         for (int s = 0; s < STEPS; s++) {
           const u32 at = k8 + s * (kStep / 8);
-          const u32* from = reinterpret_cast<const u32*>(B) + (start8[r][slot] + (at < last_step ? at : last_step) + part * WORDS);
+          const u32 word = start8[r][slot] + (at < last_step ? at : last_step) + part * WORDS;
+          const u32* from = reinterpret_cast<const u32*>(B) + word;
 #pragma unroll
           for (int w = 0; w < WORDS; w += kLoadWords) {
             const auto loaded = *reinterpret_cast<const pack<u32, kLoadWords>*>(from + w);

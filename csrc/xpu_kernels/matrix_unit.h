@@ -1,8 +1,8 @@
 // The matrix unit of a GPU, as far as the product of a few rows of activations with 4-bit weights needs it: 16 rows of
 // weights times 8 tokens, 16 values of k at a time, 16-bit factors, fp32 sums.
 //
-// MatrixUnit<T, 16> is XMX of Intel GPUs with sub-groups of 16, MatrixUnit<T, 32> is mma.sync of NVIDIA GPUs (the kernels
-// as PTX). They differ in which lane holds what; the kernel is the same. Where the source is compiled without the
+// MatrixUnit<T, 16> is XMX of Intel GPUs with sub-groups of 16, MatrixUnit<T, 32> is mma.sync of NVIDIA GPUs (the
+// kernels as PTX). They differ in which lane holds what; the kernel is the same. Where the source is compiled without the
 // instruction (BNB_XMX, NVPTX), shuffles emulate it, so that a CPU device runs the same kernel to be checked by value.
 //
 // A weight of the table goes in as two 16-bit numbers, high + low, whose sum is the float32 value to 2^-17 of it and
@@ -38,9 +38,13 @@ BNB_INLINE Factors look_up_two(u32 table, u32 word0, int j0, u32 word1, int j1) 
 }
 
 template <class T>
-BNB_INLINE float low_half(u32 word) { return to_float(bits_as<T>(static_cast<u16>(word))); }
+BNB_INLINE float low_half(u32 word) {
+  return to_float(bits_as<T>(static_cast<u16>(word)));
+}
 template <class T>
-BNB_INLINE float high_half(u32 word) { return to_float(bits_as<T>(static_cast<u16>(word >> 16))); }
+BNB_INLINE float high_half(u32 word) {
+  return to_float(bits_as<T>(static_cast<u16>(word >> 16)));
+}
 
 // What both have. A lane holds codes of kSlots rows, and shares each row with kShare - 1 neighbours. Its kSums sums of a
 // tile belong to kSums / kSlots tokens of each of those rows.
@@ -166,11 +170,13 @@ struct MatrixUnit<T, 32> {
     const u32 x0 = words.v[2 * i], x1 = words.v[2 * i + 1];
 #ifdef __NVPTX__
     if constexpr (__is_same(T, half))
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+          "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
           : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
           : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x0), "r"(x1));
     else
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+          "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
           : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
           : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x0), "r"(x1));
 #else
@@ -183,7 +189,8 @@ struct MatrixUnit<T, 32> {
         const u32 weight[2] = {shuffle(w[half_of_k * 2], first + q), shuffle(w[half_of_k * 2 + 1], first + q)};
 #pragma unroll
         for (int c = 0; c < 4; c++)
-          sums[c] += low_half<T>(weight[c / 2]) * low_half<T>(from[c % 2]) + high_half<T>(weight[c / 2]) * high_half<T>(from[c % 2]);
+          sums[c] += low_half<T>(weight[c / 2]) * low_half<T>(from[c % 2]) +
+                     high_half<T>(weight[c / 2]) * high_half<T>(from[c % 2]);
       }
     }
 #endif

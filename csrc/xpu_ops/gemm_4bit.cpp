@@ -97,9 +97,9 @@ const Kernel& matrix_kernel(Kind kind, int path) {
 }
 
 template <class T>
-bool fits_matrix(const Product<T>& p) {
-  return p.k % 32 == 0 && p.k > 0 && p.ldb % 32 == 0 && p.lda % 8 == 0 && aligned(p.A, 8 * sizeof(T)) &&
-         p.n * p.ldb < k32BitWords;
+bool fits_matrix(const Product<T>& p, Kind kind) {
+  return aligned(p.B, kind == Kind::xmx16 ? 16 : 8) && p.k % 32 == 0 && p.k > 0 && p.ldb % 32 == 0 && p.lda % 8 == 0 &&
+         aligned(p.A, 8 * sizeof(T)) && p.n * p.ldb < k32BitWords;
 }
 
 template <class T>
@@ -117,7 +117,7 @@ void launch_matrix(const Product<T>& p, Kind kind, sycl::queue* queue) {
 
 }  // namespace
 
-// out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for up to 16 rows of A. Arguments as
+// out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for up to 16 rows of A or more. Arguments as
 // gemv_4bit_inference's; scratch holds cgemm_4bit_scratch(m, k) bytes, and must live until the queue has come so far.
 template <class T>
 void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint8_t* B, const float* absmax,
@@ -128,7 +128,7 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   if (m <= 0 || n <= 0) return;
   const Kind kind = device_of(*queue).kind;
   if constexpr (sizeof(T) == 2) {
-    if (has_matrix_unit(kind) && fits_matrix(p) && aligned(B, kind == Kind::xmx16 ? 16 : 8)) return launch_matrix(p, kind, queue);
+    if (has_matrix_unit(kind) && fits_matrix(p, kind)) return launch_matrix(p, kind, queue);
   }
   if (kind != Kind::cpu || !scratch || !fits_tiles(p)) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
   const int32_t shift = block_shift(blocksize);
@@ -162,7 +162,7 @@ int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
 }
 
 int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
-  // On a GPU whose matrix unit only torch uses, that soon wins, but for float32, whose sums are more exact in our order.
+  // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
   const bnb::Kind kind = bnb::device_of(*static_cast<sycl::queue*>(queue)).kind;
   return dtype == BNB_FLOAT32 || kind == bnb::Kind::cpu || bnb::has_matrix_unit(kind) ? 64 : 16;
 }

@@ -47,8 +47,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Device:
-    """A SYCL device: its kind ("cpu", "gpu16", "gpu32": CPU, GPU with sub-groups of 16, of 32; or one of
-    MATRIX_KINDS) and who drives it."""
+    """A SYCL device: its kind and who drives it.
+
+    The kind is "cpu", "gpu16" or "gpu32" (CPU, GPU with sub-groups of 16, of 32), or one of MATRIX_KINDS.
+    """
 
     index: int
     kind: str
