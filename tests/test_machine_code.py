@@ -6,6 +6,7 @@ issue slots are what the kernels reach, with a little room: a change that makes 
 
 from __future__ import annotations
 
+import math
 import pathlib
 import sys
 
@@ -21,6 +22,7 @@ PRODUCTS = {
     "kgemv_4bit_inference": {"pvc": 0.50, "acm-g10": 0.95},
     "kgemm_4bit_inference_along_k": {"pvc": 0.25, "acm-g10": 0.50},
 }
+ON_MATRIX_UNIT = {8: 0.08, 16: 0.055}  # by rows of activations, for each; pvc
 DEQUANTISE_4BIT = {"pvc": 0.90, "acm-g10": 1.65}
 DEQUANTISE_8BIT = {"pvc": 0.90, "acm-g10": 1.35}
 
@@ -69,6 +71,8 @@ def test_no_private_memory(on_device: list[machine_code.Machine]) -> None:
 
 def local_memory(machine: machine_code.Machine) -> int:
     """Bytes that a work-group should need: for a table of 8-bit codes."""
+    if machine.function == "kgemm_4bit_inference_matrix":  # the sums of the sub-groups that share rows
+        return 4 * math.prod(int(machine.template[name]) for name in ("SPLIT_K", "ROW_GROUPS", "ROWS", "TILE_M"))
     return 1024 if "General8bit" in machine.shape and int(machine.template["NUM_PER_TH"]) > 1 else 0
 
 
@@ -91,6 +95,18 @@ def test_cost_of_a_weight_in_products(on_device: list[machine_code.Machine], fun
     dear = []
     for machine in vectorised(on_device, function):
         dear += too_dear(machine, "loop", PRODUCTS[function][machine.device])
+    assert dear == []
+
+
+def test_the_matrix_unit_multiplies(machines: list[machine_code.Machine]) -> None:
+    mine = [machine for machine in machines if machine.function == "kgemm_4bit_inference_matrix"]
+    assert {machine.device for machine in mine} == {"pvc"}
+    dear = []
+    for machine in mine:
+        loop = machine.way("loop")
+        assert loop is not None, f"{named(machine)}: its main loop was not found"
+        assert (loop.local, loop.gathers) == (0, 0), named(machine)
+        dear += too_dear(machine, "loop", ON_MATRIX_UNIT[int(machine.template["TILE_M"])])
     assert dear == []
 
 

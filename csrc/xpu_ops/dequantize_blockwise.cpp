@@ -14,7 +14,7 @@ constexpr Shape shape_of(Kind kind, size_t element_size, bool packed, bool vecto
   if (kind == Kind::cpu) return {16384, 2, 64};
   const int num_per_th = element_size == 2 ? 8 : 4;  // 16 bytes a lane out
   // Four steps a sub-group on Intel GPUs, for what a thread costs at its start; one was best with sub-groups of 32.
-  return {256 * num_per_th * (kind == Kind::gpu16 ? 4 : 1), num_per_th, 256};
+  return {256 * num_per_th * (sub_group_size(kind) == 16 ? 4 : 1), num_per_th, 256};
 }
 
 template <class T, int DATA_TYPE>
