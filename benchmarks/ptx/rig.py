@@ -81,7 +81,9 @@ class Kernel:
         """Work-items of a work-group: threads of a block."""
         if "GROUP_SIZE" in self.template:
             return self.number("GROUP_SIZE")
-        return self.number("SUBG_SIZE") * self.number("SPLIT_K") * self.number("ROW_GROUPS")
+        if "SPLIT_K" in self.template:
+            return self.number("SUBG_SIZE") * self.number("SPLIT_K") * self.number("ROW_GROUPS")
+        return self.number("SUBG_SIZE")
 
     @cached_property
     def on_matrix_unit(self) -> bool:
