@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc tools -type f)
 
-.PHONY: run test bench lint sanitize build clean
+.PHONY: run test upstream-tests bench lint sanitize build clean
 .DEFAULT_GOAL := run
 
 # torch first: a CPU build where the installer offers one, and the headers that the build needs.
@@ -26,6 +26,10 @@ run: build
 
 test: build
 	$(BIN)/python -m pytest
+
+upstream-tests: build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[upstream-tests]" --no-build-isolation
+	$(BIN)/python tools/upstream_tests.py --results build/upstream_tests.jsonl
 
 bench: build
 	$(BIN)/python benchmarks/run.py

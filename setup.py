@@ -84,7 +84,7 @@ class SharedLibrary(Extension):
 class BuildLibraries(build_ext):
     """Compiles and links the libraries; each compiler call is plain enough to repeat by hand."""
 
-    user_options = [*build_ext.user_options, ("only=", None, "build these alone, of torch, cpu and xpu, e.g. cpu,torch")]
+    user_options = (*build_ext.user_options, ("only=", None, "build these alone, of torch, cpu, xpu: cpu,torch"))
 
     def initialize_options(self) -> None:
         """All libraries, unless told otherwise."""

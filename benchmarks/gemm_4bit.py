@@ -20,9 +20,9 @@ def add_rows(report: Report) -> None:
         "absmax_offset": torch.tensor(0.5).to(DEVICE),
     }
     outer = torch.rand(blocks // 256).to(DEVICE)
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
         bias = torch.randn(n).to(dtype).to(DEVICE)
-        for m in (1, 2, 4, 8, 16, 64, 128, 512):
+        for m in (1, 2, 4, 8, 16, 32, 64, 128, 512):
             x = torch.randn(m, k).to(dtype).to(DEVICE)
 
             def run(i: int, x=x, bias=bias) -> None:

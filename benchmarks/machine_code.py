@@ -287,9 +287,10 @@ def ways_of(template: dict[str, str | int], function: str, blocks: list[Block], 
     if not function.startswith("kgem"):
         return []
     rows, tile_m, fp32 = number("ROWS"), number("TILE_M"), template["T"] == "float"
-    if "SPLIT_K" in template:  # lanes along N: 32 weights of a row a lane, each with a scale
-        weights, expected, split = 32 * rows, 32 * rows, number("SPLIT_K") > 1
-        loads = rows * (1 if split else 4) + rows
+    if "WORDS" in template:  # on the matrix unit: a lane holds whole steps of a row of 16
+        weights = expected = rows // 16 * number("STEPS") * number("WORDS") * 8
+        # Codes by four words, a scale, and the activations.
+        loads = rows // 16 * number("STEPS") * (number("WORDS") // 4 + 1) + number("STEPS") * tile_m
     elif number("NUM_PER_THREAD") == 8:  # lanes along K: the scales are looked up among the lanes, too
         steps = number("STEPS")
         weights, expected = 8 * rows * steps, 9 * rows * steps
@@ -435,22 +436,34 @@ def disassemble(code: bytes, target: Target, folder: Path, name: str) -> str:
     return done.stdout
 
 
-def analyse(devices: Sequence[str] = tuple(TARGETS), jobs: int | None = None) -> list[Machine]:
-    """Compile and count every kernel of the catalogue for the devices."""
+def sources() -> Iterator[tuple[str, dict[str, str], list[str], set[str]]]:
+    """Each source: its text, kernel -> family, options of the compiler, and the GPUs that have what it needs."""
     from bitsandbytes_intel.runtime import catalogue
 
-    families: dict[str, dict[str, str]] = {}  # source -> kernel -> family
-    for family in catalogue("gpu16"):
-        families.setdefault(family.source, {}).update(dict.fromkeys(family.kernels, family.name))
+    for kind in ("gpu16", "xmx16"):
+        families: dict[str, dict[str, str]] = {}  # source -> kernel -> family
+        for family in catalogue(kind):
+            if family.name.startswith("gemm_4bit_matrix/") == (kind == "xmx16"):
+                families.setdefault(family.source, {}).update(dict.fromkeys(family.kernels, family.name))
+        for source, kernels in families.items():
+            if kind == "gpu16":
+                yield source, kernels, [], set(TARGETS)
+            else:  # Arc A has XMX for sub-groups of 8 alone
+                yield source, kernels, ["-DBNB_XMX"], {"pvc"}
+
+
+def analyse(devices: Sequence[str] = tuple(TARGETS), jobs: int | None = None) -> list[Machine]:
+    """Compile and count every kernel of the catalogue for the devices."""
+    order: list[str] = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         work = []
-        for number, (source, kernels) in enumerate(families.items()):
-            for part, image in enumerate(sycl_jit.compile_sycl(source, list(kernels), sycl_jit.Format.SPIRV)):
-                for device in devices:
+        for number, (source, kernels, options, able) in enumerate(sources()):
+            order += kernels
+            for part, image in enumerate(sycl_jit.compile_sycl(source, list(kernels), sycl_jit.Format.SPIRV, options)):
+                for device in sorted(able.intersection(devices)):
                     place = Path(folder) / f"{number}.{part}.{device}"
                     work.append(pool.submit(_analyse_image, image, source, kernels, TARGETS[device], place))
         found = [machine for result in work for machine in result.result()]
-    order = [name for kernels in families.values() for name in kernels]
     return sorted(found, key=lambda machine: (list(devices).index(machine.device), order.index(machine.name)))
 
 

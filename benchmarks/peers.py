@@ -36,7 +36,7 @@ def ours(x: torch.Tensor) -> Run:
 
 
 def torch_int4(x: torch.Tensor) -> Run:
-    """torch's own product with 4-bit integers in groups of 64."""
+    """Torch's own product with 4-bit integers in groups of 64."""
     weights = [torch.randint(0, 256, (N, K // 2), dtype=torch.uint8) for _ in range(COPIES)]
     made = [torch.ops.aten._convert_weight_to_int4pack_for_cpu(w.repeat(1, 2).int() % 16, 2) for w in weights]
     scales = torch.rand(K // 64, N, 2).to(x.dtype)

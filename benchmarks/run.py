@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib
+import importlib.util
 import os
 import pathlib
 import sys
@@ -28,7 +28,9 @@ ON_CPU = ("dequantize_blockwise", "quantize_blockwise", "optimizer_32bit", "opti
 
 def prepare() -> None:
     """Bring up the device, and what upstream's library needs to run on one that is a CPU; before torch is imported."""
-    os.environ.setdefault("BNB_INTEL_VIRTUAL_XPU", "1")
+    torch = importlib.util.find_spec("torch")
+    if torch is not None and not any(pathlib.Path(torch.origin).parent.glob("lib/libtorch_xpu.*")):
+        os.environ.setdefault("BNB_INTEL_VIRTUAL_XPU", "1")
     os.environ.setdefault("SYCL_PROGRAM_COMPILE_OPTIONS", "-cl-std=CL3.0")
     for name in ("libintlc.so.5", "libirng.so", "libimf.so", "libsvml.so"):
         path = pathlib.Path(sys.prefix) / "lib" / name

@@ -152,10 +152,10 @@ class Statistics(ctypes.Structure):
 
 
 class Kernels:
-    """The C entries of a kernel library, every call waited for: of the XPU library on a queue of its own, or the CPU's."""
+    """The C entries of the XPU library, on a queue of its own, or of the CPU's; every call waits for its end."""
 
     def __init__(self, kind: str = ""):
-        """On the first device that SYCL finds, as if it were of another kind if one is named; or of an instruction set."""
+        """On SYCL's first device, as if it were of another kind if one is named; or of an instruction set."""
         self.kind, self.queue = kind, None
         if kind in env.ISAS:
             lib = cpu.library()

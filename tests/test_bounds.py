@@ -1,5 +1,6 @@
 """No kernel touches a byte outside its operands: these lie between forbidden pages."""
 
+import itertools
 import os
 import pathlib
 
@@ -19,8 +20,11 @@ def run(python, *arguments, check=False):
     return python(code, check=check, timeout=600, BNB_INTEL_AUTOLOAD="0", BNB_INTEL_VIRTUAL_XPU=None)
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("kind", KINDS)
+# What the kinds with a matrix unit have beyond the others is a gemm.
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [*itertools.product(KINDS, OPERATORS), *((kind, "gemm_4bit") for kind in runtime.MATRIX_KINDS)],
+)
 def test_every_kernel_stays_within_its_operands(kind, operator, python):
     """Of the SYCL CPU device, of GPUs, compiled for the CPU device, and of each instruction set of this CPU."""
     rounds = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1 if kind.startswith("gpu") else 2

@@ -8,7 +8,6 @@ from helpers import (
     QUANT_TYPES,
     STORAGES,
     Weight,
-    check_error,
     check_operator,
     exactly_equal,
     generator,
@@ -266,91 +265,3 @@ def test_inference_mode(device):
         result = w.dequantize(torch.float16)
     assert result.is_inference()
     exactly_equal(result, expected_4bit(w, torch.float16))
-
-
-# ---- errors ---------------------------------------------------------------------------------------------------------
-def good_4bit(device):
-    w = Weight.random(20, 50).to(device)
-    return {
-        "A": w.packed,
-        "absmax": w.absmax,
-        "blocksize": 64,
-        "quant_type": "nf4",
-        "shape": [20, 50],
-        "dtype": torch.float16,
-    }
-
-
-def good_8bit(device):
-    A, absmax, code = (t.to(device) for t in random_8bit(20, 50))
-    return {"A": A, "absmax": absmax, "code": code, "blocksize": 64, "dtype": torch.float16}
-
-
-BAD_4BIT = {
-    "A of a wrong dtype": ("A", lambda v: v.int(), "A", "int32"),
-    "A too short": ("A", lambda v: v[:-1], "A", "499"),
-    "absmax of a wrong dtype": ("absmax", lambda v: v.half(), "absmax", "float16"),
-    "absmax too short": ("absmax", lambda v: v[:-1], "absmax", "15"),
-    "absmax on the CPU": ("absmax", lambda v: v.cpu(), "absmax", "cpu"),
-    "blocksize no power of two": ("blocksize", lambda v: 48, "blocksize", "48"),
-    "blocksize 16": ("blocksize", lambda v: 16, "blocksize", "16"),
-    "blocksize 8192": ("blocksize", lambda v: 8192, "blocksize", "8192"),
-    "blocksize 0": ("blocksize", lambda v: 0, "blocksize", "0"),
-    "blocksize negative": ("blocksize", lambda v: -64, "blocksize", "-64"),
-    "quant_type unknown": ("quant_type", lambda v: "int4", "quant_type", "int4"),
-    "shape negative": ("shape", lambda v: [-1, 50], "shape", "-1"),
-    "shape too large": ("shape", lambda v: [2**40, 2**40], "shape", str(2**40)),
-    "dtype unknown": ("dtype", lambda v: torch.float64, "dtype", "float64"),
-}
-BAD_8BIT = {
-    "A of a wrong dtype": ("A", lambda v: v.to(torch.int8), "A", "int8"),
-    "absmax of a wrong dtype": ("absmax", lambda v: v.double(), "absmax", "float64"),
-    "absmax too short": ("absmax", lambda v: v[:-1], "absmax", "15"),
-    "absmax on the CPU": ("absmax", lambda v: v.cpu(), "absmax", "cpu"),
-    "code of a wrong dtype": ("code", lambda v: v.half(), "code", "float16"),
-    "code too short": ("code", lambda v: v[:255], "code", "255"),
-    "code on the CPU": ("code", lambda v: v.cpu(), "code", "cpu"),
-    "blocksize 0": ("blocksize", lambda v: 0, "blocksize", "0"),
-    "blocksize negative": ("blocksize", lambda v: -1, "blocksize", "-1"),
-    "dtype unknown": ("dtype", lambda v: torch.int32, "dtype", "int32"),
-}
-BAD_OUT = {
-    "shape": (lambda d: torch.empty(50, 20, dtype=torch.float16, device=d), "[50, 20]"),
-    "dtype": (lambda d: torch.empty(20, 50, dtype=torch.float32, device=d), "float32"),
-    "device": (lambda d: torch.empty(20, 50, dtype=torch.float16), "cpu"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_4BIT)
-def test_4bit_errors_name_the_argument(name, device, capfd):
-    argument, spoil, expected, got = BAD_4BIT[name]
-    arguments = good_4bit(device)
-    arguments[argument] = spoil(arguments[argument])
-    out = torch.empty(20, 50, dtype=torch.float16, device=device)
-    check_error(lambda: ops.dequantize_4bit(**arguments), expected, got, capfd)
-    check_error(lambda: ops.dequantize_4bit.out(**arguments, out=out), expected, got, capfd)
-
-
-@pytest.mark.parametrize("name", BAD_8BIT)
-def test_8bit_errors_name_the_argument(name, device, capfd):
-    argument, spoil, expected, got = BAD_8BIT[name]
-    arguments = good_8bit(device)
-    arguments[argument] = spoil(arguments[argument])
-    out = torch.empty(20, 50, dtype=torch.float16, device=device)
-    check_error(lambda: ops.dequantize_blockwise(**arguments), expected, got, capfd)
-    check_error(lambda: ops.dequantize_blockwise.out(**arguments, out=out), expected, got, capfd)
-
-
-@pytest.mark.parametrize("name", BAD_OUT)
-def test_out_errors_name_it(name, device, capfd):
-    make, got = BAD_OUT[name]
-    out = make(device)
-    check_error(lambda: ops.dequantize_4bit.out(**good_4bit(device), out=out), "out", got, capfd)
-    check_error(lambda: ops.dequantize_blockwise.out(**good_8bit(device), out=out), "out", got, capfd)
-
-
-def test_codes_on_the_cpu_among_tensors_on_the_xpu(xpu, capfd):
-    arguments = {**good_4bit(xpu), "A": good_4bit("cpu")["A"]}
-    check_error(lambda: ops.dequantize_4bit(**arguments), "absmax", "xpu:0", capfd)
-    arguments = {**good_8bit(xpu), "A": good_8bit("cpu")["A"]}
-    check_error(lambda: ops.dequantize_blockwise(**arguments), "absmax", "xpu:0", capfd)

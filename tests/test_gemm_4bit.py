@@ -11,7 +11,6 @@ from helpers import (
     QUANT_TYPES,
     STORAGES,
     Weight,
-    check_error,
     check_operator,
     check_product,
     exactly_equal,
@@ -299,46 +298,6 @@ def test_threads_with_streams_of_their_own(xpu):
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
-BAD = {
-    "A of a wrong dtype": ("A", lambda v: v.int(), "A", "int32"),
-    "A of a wrong K": ("A", lambda v: v[:, :-1], "A", "[3, 63]"),
-    "A without dimensions": ("A", lambda v: v[0, 0], "A", "[]"),
-    "B of a wrong dtype": ("B", lambda v: v.double(), "B", "float64"),
-    "B too short": ("B", lambda v: v[:-1], "B", "639"),
-    "B on the CPU": ("B", lambda v: v.cpu(), "B", "cpu"),
-    "shapeB of three sizes": ("shapeB", lambda v: [4, 5, 64], "shapeB", "[4, 5, 64]"),
-    "shapeB negative": ("shapeB", lambda v: [-20, 64], "shapeB", "-20"),
-    "shapeB too large": ("shapeB", lambda v: [2**62, 64], "shapeB", str(2**62)),
-    "absmax of a wrong dtype": ("absmax", lambda v: v.half(), "absmax", "float16"),
-    "absmax too short": ("absmax", lambda v: v[:0], "absmax", "0"),
-    "absmax on the CPU": ("absmax", lambda v: v.cpu(), "absmax", "cpu"),
-    "blocksize no power of two": ("blocksize", lambda v: 33, "blocksize", "33"),
-    "blocksize 0": ("blocksize", lambda v: 0, "blocksize", "0"),
-    "quant_type unknown": ("quant_type", lambda v: "nf3", "quant_type", "nf3"),
-    "bias of a wrong dtype": ("bias", lambda v: v.float(), "bias", "float32"),
-    "bias of a wrong shape": ("bias", lambda v: v[:-1], "bias", "[19]"),
-    "bias on the CPU": ("bias", lambda v: v.cpu(), "bias", "cpu"),
-    "absmax_8bit of a wrong dtype": ("absmax_8bit", lambda v: v.char(), "absmax_8bit", "int8"),
-    "absmax_8bit too short": ("absmax_8bit", lambda v: v[:-1], "absmax_8bit", "39"),
-    "absmax_8bit on the CPU": ("absmax_8bit", lambda v: v.cpu(), "absmax_8bit", "cpu"),
-    "absmax_code missing": ("absmax_code", lambda v: None, "absmax_code", "None"),
-    "absmax_code of a wrong dtype": ("absmax_code", lambda v: v.half(), "absmax_code", "float16"),
-    "absmax_code too short": ("absmax_code", lambda v: v[:255], "absmax_code", "255"),
-    "absmax_code on the CPU": ("absmax_code", lambda v: v.cpu(), "absmax_code", "cpu"),
-    "absmax_offset missing": ("absmax_offset", lambda v: None, "absmax_offset", "None"),
-    "absmax_offset of a wrong dtype": ("absmax_offset", lambda v: v.long(), "absmax_offset", "int64"),
-    "absmax_offset of two elements": ("absmax_offset", lambda v: v.expand(2), "absmax_offset", "2"),
-    "absmax_offset on the CPU": ("absmax_offset", lambda v: v.cpu(), "absmax_offset", "cpu"),
-    "absmax_8bit missing": ("absmax_8bit", lambda v: None, "absmax", "1"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_errors_name_the_argument(name, device, capfd):
-    argument, spoil, expected, got = BAD[name]
-    arguments = good(device)
-    arguments[argument] = spoil(arguments[argument])
-    check_error(lambda: ops.gemm_4bit(**arguments), expected, got, capfd)
 
 
 def test_reference_has_the_same_checks():

@@ -8,7 +8,6 @@ from helpers import (
     QUANT_TYPES,
     STORAGES,
     Weight,
-    check_error,
     check_operator,
     check_product,
     exactly_equal,
@@ -239,44 +238,3 @@ def test_compile(device):
     A = activation(3, 64)
     compiled = torch.compile(lambda x, v: v.gemv(x) * 2, fullgraph=True, backend="aot_eager")
     exactly_equal(compiled(A.to(device), w.to(device)), w.to(device).gemv(A.to(device)) * 2)
-
-
-BAD = {
-    "A of a wrong dtype": ("A", lambda v: v.double(), "A", "float64"),
-    "A of a wrong K": ("A", lambda v: v[:, :-1], "A", "[3, 63]"),
-    "A without dimensions": ("A", lambda v: v[0, 0], "A", "[]"),
-    "B of a wrong dtype": ("B", lambda v: v.int(), "B", "int32"),
-    "B too short": ("B", lambda v: v[:-1], "B", "639"),
-    "B on the CPU": ("B", lambda v: v.cpu(), "B", "cpu"),
-    "shapeB of one size": ("shapeB", lambda v: [1280], "shapeB", "[1280]"),
-    "shapeB negative": ("shapeB", lambda v: [-20, 64], "shapeB", "-20"),
-    "absmax of a wrong dtype": ("absmax", lambda v: v.bfloat16(), "absmax", "bfloat16"),
-    "absmax too short": ("absmax", lambda v: v[:-1], "absmax", "19"),
-    "absmax on the CPU": ("absmax", lambda v: v.cpu(), "absmax", "cpu"),
-    "code of a wrong dtype": ("code", lambda v: v.half(), "code", "float16"),
-    "code too short": ("code", lambda v: v[:15], "code", "15"),
-    "code on the CPU": ("code", lambda v: v.cpu(), "code", "cpu"),
-    "blocksize no power of two": ("blocksize", lambda v: 96, "blocksize", "96"),
-    "blocksize negative": ("blocksize", lambda v: -1, "blocksize", "-1"),
-}
-BAD_OUT = {
-    "shape": (lambda d: torch.empty(20, 3, dtype=torch.float16, device=d), "[20, 3]"),
-    "dtype": (lambda d: torch.empty(3, 20, dtype=torch.bfloat16, device=d), "bfloat16"),
-    "device": (lambda d: torch.empty(3, 20, dtype=torch.float16), "cpu"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_errors_name_the_argument(name, device, capfd):
-    argument, spoil, expected, got = BAD[name]
-    arguments = good(device)
-    arguments[argument] = spoil(arguments[argument])
-    out = torch.empty(3, 20, dtype=torch.float16, device=device)
-    check_error(lambda: ops.gemv_4bit(**arguments), expected, got, capfd)
-    check_error(lambda: ops.gemv_4bit.out(**arguments, out=out), expected, got, capfd)
-
-
-@pytest.mark.parametrize("name", BAD_OUT)
-def test_out_errors_name_it(name, device, capfd):
-    make, got = BAD_OUT[name]
-    check_error(lambda: ops.gemv_4bit.out(**good(device), out=make(device)), "out", got, capfd)

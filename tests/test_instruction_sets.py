@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from bitsandbytes_intel import cpu, env, ops
+from bitsandbytes_intel import cpu, env, ops, runtime
 from bitsandbytes_intel.runtime import KernelError
 
 # Instructions and operands that a file of this name may hold; a file of another name may hold none of them.
@@ -30,7 +30,9 @@ KINDS = (
     ("avx512", re.compile(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])\b")),
     (
         "avx2",
-        re.compile(r"^v|%ymm|^(andn|bextr|blsi|blsmsk|blsr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|popcnt)"),
+        re.compile(
+            r"^v|%ymm|^(andn[lq]?\b|bextr|blsi|blsmsk|blsr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|popcnt)"
+        ),
     ),
 )
 # vcvtps2ph and vcvtph2ps are F16C's, which AVX2 brings along here, also of 512 bits.
@@ -69,7 +71,7 @@ def test_instructions_stay_within_their_files(library):
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", "-w", str(library)], capture_output=True, text=True, check=True
     ).stdout
-    misplaced, checked, allowed, name = [], {level: 0 for level in LEVELS}, frozenset(), ""
+    misplaced, checked, allowed, name = [], dict.fromkeys(LEVELS, 0), frozenset(), ""
     for line in listing.splitlines():
         if heading := re.match(r"^([0-9a-f]+) <(.+)>:$", line):
             address, name = int(heading[1], 16), heading[2]
@@ -85,7 +87,7 @@ def test_instructions_stay_within_their_files(library):
                 misplaced.append(f"{name}: {instruction}")
     assert misplaced == []
     if library == cpu.LIBRARY:
-        assert checked["avx2"] and checked["avx512"], "no function was found in its file: the library has no symbols"
+        assert min(checked["avx2"], checked["avx512"]) > 0, "no function found in its file: the library has no symbols"
 
 
 def test_the_names_of_instruction_sets():
@@ -105,7 +107,8 @@ def test_an_instruction_set_that_the_cpu_lacks(python):
         with pytest.raises(KernelError, match="must be one that this CPU has"), cpu.using("avx10"):
             pass
         return
-    code = "import logging; logging.basicConfig(); import bitsandbytes; from bitsandbytes_intel import ops; print(ops.failures())"
+    code = "import logging; logging.basicConfig(); import bitsandbytes\n"
+    code += "from bitsandbytes_intel import ops; print(ops.failures())"
     done = python(code, BNB_INTEL_ISA=missing[0])
     for text in (done.stdout, done.stderr):
         assert "BNB_INTEL_ISA" in text

@@ -3,7 +3,7 @@
 import bitsandbytes as bnb
 import pytest
 import torch
-from helpers import FLOATS, check_error, check_operator, elsewhere, generator, on, ops, short, strided
+from helpers import FLOATS, check_operator, generator, on, ops, short, strided
 
 from bitsandbytes_intel import reference
 
@@ -128,54 +128,6 @@ def test_compile(device):
     A, B, row, col = (t.to(device) for t in operands(4, 24, 64, batch=(2,)))
     compiled = torch.compile(lambda *a: ops.int8_scaled_mm(*a) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(A, B, row, col), ops.int8_scaled_mm(A, B, row, col) + 1)
-
-
-BAD = {
-    "A's dtype": ("A", lambda v: v.int(), "A", "int32"),
-    "B's dtype": ("B", lambda v: v.int(), "B", "int32"),
-    "B's K": ("B", lambda v: v[:, 1:], "B", "[24, 63]"),
-    "B's device": ("B", elsewhere, "B", "like A"),
-    "rows' size": ("row_stats", lambda v: v[1:], "row_stats", "19"),
-    "columns' size": ("col_stats", lambda v: v[1:], "col_stats", "23"),
-    "columns' dtype": ("col_stats", lambda v: v.half(), "col_stats", "float16"),
-    "dtype": ("dtype", lambda v: torch.int32, "dtype", "int32"),
-    "bias": ("bias", lambda v: v[None], "bias", "[1, 24]"),
-}
-BAD_MIXED = {
-    "A's dtype": ("A", lambda v: v.int(), "A", "int32"),
-    "A's shape": ("A", lambda v: v[1:], "A", "[4, 64]"),
-    "CA's dtype": ("CA", lambda v: v.int(), "CA", "int32"),
-    "CA's device": ("CA", elsewhere, "CA", "like A"),
-    "CB's shape": ("CB", lambda v: v[0], "CB", "[64]"),
-    "SCA's size": ("SCA", lambda v: v[1:], "SCA", "4"),
-    "SCB's size": ("SCB", lambda v: v[1:], "SCB", "32"),
-    "SCB's device": ("SCB", elsewhere, "SCB", "like A"),
-    "columns' dtype": ("outlier_cols", lambda v: v.int(), "outlier_cols", "int32"),
-    "columns' device": ("outlier_cols", elsewhere, "outlier_cols", "like A"),
-    "columns' shape": ("outlier_cols", lambda v: v[None], "outlier_cols", "[1, "),
-    "bias": ("bias", lambda v: v[1:], "bias", "[32]"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_errors_name_the_argument(name, device, capfd):
-    argument, spoil, expected, got = BAD[name]
-    arguments = dict(
-        zip(("A", "B", "row_stats", "col_stats"), (t.to(device) for t in operands(20, 24, 64)), strict=True)
-    )
-    arguments |= {"bias": torch.ones(24, device=device), "dtype": torch.float16}
-    arguments[argument] = spoil(arguments[argument])
-    check_error(lambda: ops.int8_scaled_mm(**arguments), expected, got, capfd)
-
-
-@pytest.mark.parametrize("name", BAD_MIXED)
-def test_mixed_errors_name_the_argument(name, device, capfd):
-    argument, spoil, expected, got = BAD_MIXED[name]
-    names = ("A", "CA", "CB", "SCA", "SCB", "outlier_cols", "bias")
-    values = mixed_operands(5, 33, 64, torch.float16, 3.0)
-    arguments = {name: value.to(device) for name, value in zip(names, values, strict=True)}
-    arguments[argument] = spoil(arguments[argument])
-    check_error(lambda: ops.int8_mixed_scaled_mm(**arguments), expected, got, capfd)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 6.0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import bitsandbytes as bnb
 import pytest
 import torch
-from helpers import FLOATS, another_device, check_error, on, ops, short
-from optimizers import HYPERPARAMETERS, NAMES, SIZES, Problem, check, gradient, has_two_states
+from helpers import FLOATS, on, short
+from optimizers import HYPERPARAMETERS, NAMES, SIZES, Problem, check, gradient
 from test_optimizer_32bit import train
 
 
@@ -164,42 +164,3 @@ def test_training_as_with_32_bits(device, name):
     losses, _ = train(CLASSES[f"{name}8bit"], device)
     expected, _ = train(CLASSES_32BIT[name], device)
     assert losses == pytest.approx(expected, rel=0.1)
-
-
-WRONG = {
-    "optimizer_name": ("sgdm", "sgdm"),
-    "g": (torch.zeros(300, dtype=torch.float64), "float64"),
-    "p": (torch.zeros(300, dtype=torch.float16), "float16"),
-    "state1": (torch.zeros(300), "float32"),
-    "state2": (None, "None"),
-    "qmap1": (torch.zeros(255), "255"),
-    "qmap2": (None, "None"),
-    "absmax1": (torch.zeros(1), "1"),
-    "absmax2": (None, "None"),
-    "step": (0, "0"),
-}
-
-
-@pytest.mark.parametrize("argument", WRONG)
-def test_wrong_arguments(device, argument, capfd):
-    value, got = WRONG[argument]
-    value = value.to(device) if isinstance(value, torch.Tensor) else value
-    problem = Problem.random("adam", (300,), torch.float32, 8).to(device)
-    arguments = {**problem.arguments(torch.zeros(300, device=device), 1), argument: value}
-    check_error(lambda: ops.optimizer_update_8bit_blockwise(**arguments), argument, got, capfd)
-
-
-@pytest.mark.parametrize("argument", ["p", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2"])
-def test_wrong_device(device, argument, capfd):
-    problem = Problem.random("adam", (300,), torch.float32, 8).to(device)
-    arguments = problem.arguments(torch.zeros(300, device=device), 1)
-    other = another_device(device)
-    wrong = {**arguments, argument: arguments[argument].to(other)}
-    check_error(lambda: ops.optimizer_update_8bit_blockwise(**wrong), argument, other, capfd)
-
-
-def test_one_state_needs_no_second(device):
-    problem = Problem.random("lion", (300,), torch.float32, 8)
-    assert not has_two_states("lion")
-    assert problem.state2 is None
-    problem.to(device).step(torch.zeros(300, device=device), 1)

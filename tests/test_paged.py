@@ -9,6 +9,8 @@ import torch
 from helpers import ops, short
 from optimizers import Problem, gradient
 
+from bitsandbytes_intel import paged, virtual_xpu
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=short)
 def test_paged_memory(xpu, dtype):
@@ -66,3 +68,18 @@ def test_memory_of_the_host_alone_is_refused(xpu):
     problem.state1 = torch.zeros(300)
     with pytest.raises(RuntimeError, match="state1 must be on xpu"):
         ops.optimizer_update_32bit(**problem.arguments(torch.zeros(300, device=xpu), 1))
+
+
+def test_upstreams_library_is_left_alone_on_a_gpu(monkeypatch):
+    """Where it loads it works, except on the virtual XPU: there it finds no GPU to allocate for."""
+    from bitsandbytes import cextension
+
+    monkeypatch.setattr(cextension, "lib", cextension.BNBNativeLibrary(object()))
+    monkeypatch.setattr(virtual_xpu, "is_enabled", lambda: False)
+    assert not paged.install()
+    assert "cget_managed_ptr" not in vars(cextension.lib)
+    monkeypatch.setattr(virtual_xpu, "is_enabled", lambda: True)
+    assert paged.install()
+    assert cextension.lib.cget_managed_ptr is paged._cget_managed_ptr
+    paged.uninstall()
+    assert "cget_managed_ptr" not in vars(cextension.lib)

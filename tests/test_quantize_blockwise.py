@@ -1,6 +1,7 @@
 """quantize_4bit and quantize_blockwise: codes and absmax bit for bit the reference, which decides as CUDA does."""
 
 import pathlib
+import re
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from helpers import (
     FLOATS,
     QUANT_TYPES,
     STORAGES,
-    another_device,
     check_error,
     check_operator,
     exactly_equal,
@@ -21,7 +21,7 @@ from helpers import (
     strided,
 )
 
-from bitsandbytes_intel import cpu, reference, runtime
+from bitsandbytes_intel import reciprocal, reference, runtime
 
 # Around the edges of a byte, a lane's share, a sub-group's, a block, a tile.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4096, 4097, 8191, 8193, 16385, 20001)
@@ -130,6 +130,43 @@ def test_4bit_rounds_the_reciprocal_as_cuda_does(quant_type, device):
     bounds = torch.cat([(nf4[1:] + nf4[:-1]) / 2, fp4, -fp4])
     rows = torch.cat([absmax, absmax * bounds, torch.zeros(len(bits), 64 - 1 - bounds.numel())], dim=1)
     check_4bit(device, rows.reshape(-1), 64, quant_type)
+
+
+# NVIDIA's instruction for 1 / x (rcp.approx.ftz.f32, on an H200) less the correctly rounded result, in units in
+# the last place, for x = 1 + i / 128.
+RECIPROCALS = (
+    "0000-0+0000-0+000000-0-00000000000000++000000000000+000000000+00"
+    "0++00000000000000+000000000+00000000000000000+00000++0+00+00000-"
+)
+
+
+def test_reciprocals_are_those_of_cuda():
+    x = 1 + torch.arange(128, dtype=torch.float32) / 128
+    off = torch.tensor([{"-": -1, "0": 0, "+": 1}[sign] for sign in RECIPROCALS], dtype=torch.int32)
+    wanted = ((1 / x.double()).float().view(torch.int32) + off).view(torch.float32)
+    exactly_equal(reciprocal.fast_reciprocal(x), wanted)
+    exactly_equal(reciprocal.fast_reciprocal(x * 2.0**40), wanted * 2.0**-40)
+    special = torch.tensor([0.0, 1e-40, 2.0**-126, 2.0**126, 1.5 * 2.0**126, 3e38, INF])
+    exactly_equal(reciprocal.fast_reciprocal(special), torch.tensor([INF, INF, 2.0**126, 2.0**-126, 0.0, 0.0, 0.0]))
+
+
+def test_kernels_have_the_same_table():
+    source = pathlib.Path(__file__).parents[1] / "csrc" / "xpu_kernels" / "reciprocal.h"
+    table = [(int(a, 16), int(b, 16)) for a, b in re.findall(r"\{(0x\w+), (0x\w+)\}", source.read_text())]
+    assert table == list(reciprocal.TABLE)
+
+
+def test_denormals_count_as_zero_and_nan_as_no_maximum(device):
+    """CUDA's kernels flush denormals, and begin a maximum at the lowest float."""
+    lowest = torch.finfo(torch.float32).min
+    values = torch.cat([torch.full((64,), 1e-39), torch.full((64,), NAN), torch.tensor([1e-30, -1e-39] * 32)]).to(
+        device
+    )
+    for quant_type in QUANT_TYPES:
+        codes, absmax = ops.quantize_4bit(values, 64, quant_type, torch.uint8)
+        exactly_equal(absmax, torch.tensor([0.0, lowest, 1e-30]))
+        assert not codes.flatten()[:64].any()
+        assert codes.flatten()[64].item() == (0xF7 if quant_type == "nf4" else 0x30)
 
 
 def test_4bit_of_zero_and_nan(device):
@@ -309,48 +346,7 @@ def test_compiled(device):
         exactly_equal(result, expected)
 
 
-WRONG_4BIT = {
-    "blocksize": ({"blocksize": 48}, "blocksize", "48"),
-    "small blocksize": ({"blocksize": 16}, "blocksize", "16"),
-    "quant_type": ({"quant_type": "int4"}, "quant_type", "int4"),
-    "dtype": ({"A": torch.zeros(64, dtype=torch.float64)}, "A", "float64"),
-    "int": ({"A": torch.zeros(64, dtype=torch.int32)}, "A", "int32"),
-    "storage": ({"quant_storage": torch.int32}, "quant_storage", "int32"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_4BIT)
-def test_4bit_errors(wrong, device, capfd):
-    change, argument, got = WRONG_4BIT[wrong]
-    given = {"A": torch.zeros(64), "blocksize": 64, "quant_type": "nf4", "quant_storage": torch.uint8, **change}
-    given["A"] = given["A"].to(device)
-    check_error(lambda: ops.quantize_4bit(**given), argument, got, capfd)
-
-
-WRONG_8BIT = {
-    "blocksize": ({"blocksize": 0}, "blocksize", "0"),
-    "negative blocksize": ({"blocksize": -64}, "blocksize", "-64"),
-    "dtype": ({"A": torch.zeros(64, dtype=torch.float64)}, "A", "float64"),
-    "code's dtype": ({"code": torch.zeros(256, dtype=torch.float16)}, "code", "float16"),
-    "short code": ({"code": torch.zeros(16)}, "code", "16"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_8BIT)
-def test_8bit_errors(wrong, device, capfd):
-    change, argument, got = WRONG_8BIT[wrong]
-    given = {"A": torch.zeros(64), "code": torch.zeros(256), "blocksize": 64, **change}
-    given["A"], given["code"] = given["A"].to(device), given["code"].to(device)
-    check_error(lambda: ops.quantize_blockwise(**given), argument, got, capfd)
-
-
-def test_a_table_on_another_device(device, capfd):
-    other = another_device(device)
-    A, code = torch.zeros(9, device=device), torch.zeros(256, device=other)
-    check_error(lambda: ops.quantize_blockwise(A, code, 64), "code", other, capfd)
-
-
-@pytest.mark.parametrize("kind", (*runtime.KINDS, *cpu.isas()))
+@pytest.mark.parametrize("kind", runtime.KINDS)
 def test_every_kernel_stays_within_its_operands(kind, python):
     """The kernels for GPUs too, compiled for the CPU device; operands lie between forbidden pages."""
     sweep = pathlib.Path(__file__).with_name("quantize_bounds_sweep.py")

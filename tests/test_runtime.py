@@ -38,7 +38,7 @@ def test_catalogue(kind):
 
 
 def test_catalogue_of_an_unknown_kind():
-    with pytest.raises(ValueError, match="cpu, gpu16, gpu32, got 'tpu'"):
+    with pytest.raises(ValueError, match="cpu, gpu16, gpu32, xmx16, mma32, got 'tpu'"):
         runtime.catalogue("tpu")
 
 

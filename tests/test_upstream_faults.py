@@ -1,5 +1,11 @@
-"""A test for each fault that bitsandbytes' own XPU kernels were found to have, and ours must not."""
+"""A test for each fault that bitsandbytes' own kernels for XPU and CPU were found to have, and ours must not.
 
+Those of the optimizers alone are beside their operators: the weight decay of Lion and Adagrad, the rows of AdEMAMix and
+the drift of parameters without gradient in test_optimizer_8bit_blockwise.py, the length of LAMB's first step in
+test_optimizer_32bit.py.
+"""
+
+import bitsandbytes.functional as F
 import pytest
 import torch
 from helpers import FLOATS, QUANT_TYPES, Weight, check_product, exactly_equal, generator, ops, short
@@ -108,3 +114,68 @@ def test_nothing_is_read_beyond_the_last_of_2_to_the_31_weights(device):
     result = ops.gemv_4bit(A.to(device), packed, [n, k], absmax, code, 4096).cpu()
     assert not result[:, :-1].any()
     check_product(result[:, -1:], A, last.exact())
+
+
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+@pytest.mark.parametrize("blocksize", [64, 256])
+def test_rows_of_4304_columns(blocksize, quant_type, device):
+    """AVX512 dequantisation was wrong where a row is a multiple of 16 and not of the blocksize."""
+    w = Weight.random(1152, 4304, blocksize=blocksize, quant_type=quant_type)
+    exactly_equal(w.to(device).dequantize(torch.bfloat16), w.exact().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+@pytest.mark.parametrize("n", [1, 2, 31, 33, 63, 65, 100, 1025, 4097])
+def test_quantize_4bit_of_a_partial_block(n, quant_type, device):
+    """Codes and statistics of whole blocks came back, more than the tensor has."""
+    A = activation(n)
+    packed, absmax = ops.quantize_4bit(A.to(device), 64, quant_type, torch.uint8)
+    assert packed.shape == ((n + 1) // 2, 1)
+    assert absmax.shape == (-(-n // 64),)
+    expected = reference.quantize_4bit(A, 64, quant_type)
+    exactly_equal(packed, expected[0])
+    exactly_equal(absmax, expected[1])
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+def test_quantize_blockwise_has_the_code_for_zero(dtype, signed, device):
+    """The CPU's could not give it: zero came back as a small number."""
+    code = F.create_dynamic_map(signed=signed).to(device)
+    A = activation(1000).abs().masked_fill(torch.arange(1000) % 3 == 0, 0.0).to(dtype).to(device)
+    codes, absmax = ops.quantize_blockwise(A, code, 256)
+    back = ops.dequantize_blockwise(codes, absmax, code, 256, dtype)
+    assert torch.equal(codes[A == 0], torch.full_like(codes[A == 0], int((code == 0).nonzero())))
+    assert not back[A == 0].any()
+
+
+@pytest.mark.parametrize("at", [0, 5, 255, 299])
+def test_nan_in_a_block_of_8_bit(at, device):
+    """The CPU's absmax was undefined: NaN is no maximum, and the rest of its block has the codes it has without."""
+    A, code = activation(300), F.create_dynamic_map()
+    A[at] = 0.0
+    without = ops.quantize_blockwise(A.to(device), code.to(device), 256)
+    A[at] = torch.nan
+    codes, absmax = ops.quantize_blockwise(A.to(device), code.to(device), 256)
+    exactly_equal(absmax, without[1])
+    assert (codes != without[0]).sum() <= 1
+    exactly_equal(codes, reference.quantize_blockwise(A, code, 256)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64], ids=short)
+def test_statistics_of_a_wrong_dtype_are_noticed(dtype, device):
+    """They were read as fp32, such as nested ones that nobody had dequantised."""
+    w = Weight.random(20, 64).to(device)
+    wrong = w.absmax.to(dtype)
+    with pytest.raises(RuntimeError, match=f"absmax must be float32, got {short(dtype)}"):
+        ops.dequantize_4bit(w.packed, wrong, 64, "nf4", [20, 64], torch.float16)
+    with pytest.raises(RuntimeError, match=f"absmax must be float32, got {short(dtype)}"):
+        ops.gemm_4bit(torch.ones(1, 64, device=device), w.packed, [20, 64], wrong, 64, "nf4")
+
+
+def test_int8_mm_dequant_divides_by_127_squared(device):
+    """The default implementation's constant is off in the fifth digit: 6.200124e-05 for 1 / 127**2."""
+    A = torch.full((4, 32), 127**2, dtype=torch.int32, device=device)
+    row, col = torch.ones(4, device=device), torch.ones(32, device=device)
+    result = ops.int8_mm_dequant(A, row, col, dtype=torch.float32)
+    torch.testing.assert_close(result.cpu(), torch.ones(4, 32), rtol=1e-6, atol=0)

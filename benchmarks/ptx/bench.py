@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -35,10 +36,11 @@ from rig import (
     dequantize_launch,
     product_launch,
     read_kernels,
-    widen_launch,
 )
 
 SHAPES = ((4096, 4096), (14336, 4096), (28672, 8192))
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+"""Of the activations."""
 BLOCKSIZE = {GENERAL_8BIT: 256, FP4: 64, NF4: 64}
 TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
 LABELS = {"half": "fp16", "bfloat16": "bf16", "float": "fp32"}
@@ -84,6 +86,19 @@ class Clock:
         times = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
         graph.reset()
         return statistics.median(times) / (rounds * buffers) * 1e3
+
+    def time_eager_us(self, run: Callable[[int], object], buffers: int, launches: int = 60) -> float:
+        """The same without a graph, for what goes to the default stream or waits: mean time of one `run(i)`, in µs."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for i in range(3):
+            run(i % buffers)
+        torch.cuda.synchronize()
+        begin.record()
+        for i in range(launches):
+            run(i % buffers)
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / launches * 1e3
 
     def copy_gbps(self, size: int) -> float:
         """Bandwidth of a device-to-device copy, bytes read and written, in GB/s."""
@@ -131,6 +146,7 @@ class Bench:
         self.kernels = read_kernels(folder)
         begin = time.monotonic()
         self.driver.load(folder, self.kernels)
+        self.kernels = [kernel for kernel in self.kernels if self.driver.can_run(kernel)]
         print(f"{self.driver.device_name}: {len(self.kernels)} kernels loaded in {time.monotonic() - begin:.1f} s")
         self.l2 = 2**20 if dry else torch.cuda.get_device_properties(0).L2_cache_size
         torch.manual_seed(1)
@@ -195,6 +211,8 @@ class Case:
     """Buffers in turn."""
     moved: int
     """Bytes that a launch has to read and write."""
+    upstream_in_graph = True
+    """Whether upstream's operators can be captured: those that ignore torch's stream, or wait, cannot."""
 
     def __init__(self, bench: Bench, kind: str, shape: tuple[int, int]) -> None:
         self.bench, self.kind, self.shape = bench, kind, shape
@@ -225,7 +243,12 @@ class Case:
             return None
         upstream = {}
         if self.bench.upstream:
-            upstream = {name: clock.time_us(run, self.count, self.moved) for name, run in self.theirs().items()}
+            upstream = {
+                name: clock.time_us(run, self.count, self.moved)
+                if self.upstream_in_graph
+                else clock.time_eager_us(run, self.count)
+                for name, run in self.theirs().items()
+            }
         best = min(times, key=times.__getitem__)
         other = min(upstream, key=upstream.__getitem__) if upstream else ""
         us, other_us, gbps = times[best], upstream.get(other), self.moved / times[best] / 1e3
@@ -321,38 +344,24 @@ class Product(Case):
     ) -> None:
         super().__init__(bench, kind, shape)
         self.operator = "gemv NF4" if m == 1 else f"gemm NF4 M={m}"
-        function = "kgemv_4bit_inference" if m == 1 else "kgemm_4bit_inference_along_k"
-        self.kernels = bench.fast_kernels(function, "NUM_PER_THREAD", kind)
+        self.kernels = bench.fast_kernels("kgemv_4bit_inference", "NUM_PER_THREAD", kind)
+        if m > 1:
+            matrix = bench.fast_kernels("kgemm_4bit_inference_matrix", "WORDS", kind)
+            self.kernels = matrix or bench.fast_kernels("kgemm_4bit_inference_along_k", "NUM_PER_THREAD", kind)
         self.m, self.weights, self.absmax, self.count = m, weights, absmax, len(weights)
         self.x = torch.randn((m, shape[1]), device=bench.device).to(self.dtype)
         self.out = torch.empty((self.count, m, shape[0]), dtype=self.dtype, device=bench.device)
         self.moved = weights[0].nbytes + absmax[0].nbytes + self.x.nbytes + self.out[0].nbytes
         self.table = torch.from_numpy(TABLES[NF4].copy()).to(bench.device)
-        self.widen = next((k for k in bench.kernels if k.function == "kWidenTransposed" and k.type == kind), None)
-        self.widened = torch.empty(shape[1] * (m + 64), device=bench.device)
         self.expected = product_float64(self.x, weights[0], absmax[0], self.table, shape)
 
     def ours(self, i: int, kernel: Kernel) -> None:
-        k = self.shape[1]
-        if kernel.wants_widened:
-            padded_m = ceil_div(self.m, kernel.rows_of_a) * kernel.rows_of_a
-            assert self.widen, "kWidenTransposed is not in the catalogue"
-            groups, values = widen_launch(
-                self.widen,
-                m=self.m,
-                k=k,
-                a=self.x.data_ptr(),
-                x=self.widened.data_ptr(),
-                lda=k,
-                padded_m=padded_m,
-            )
-            self.bench.driver.launch(self.widen, groups, values, self.bench.clock.stream())
         groups, values = product_launch(
             kernel,
             m=self.m,
             n=self.shape[0],
-            k=k,
-            a=(self.widened if kernel.wants_widened else self.x).data_ptr(),
+            k=self.shape[1],
+            a=self.x.data_ptr(),
             b=self.weights[i].data_ptr(),
             absmax=self.absmax[i].data_ptr(),
             data_type=NF4,
@@ -405,6 +414,7 @@ def product_float64(
 
 def cases(bench: Bench) -> Iterator[Case]:
     """Everything to measure, one after the other, so that only one holds its buffers."""
+    yield from import_module("cases_quantise").cases(bench)  # which imports this module
     for shape in bench.shapes():
         n = shape[0] * shape[1]
         for kind, dtype in TYPES.items():
@@ -417,8 +427,8 @@ def cases(bench: Bench) -> Iterator[Case]:
         count = bench.buffers_for(n // 2)
         weights = torch.randint(0, 256, (count, n // 2, 1), dtype=torch.uint8, device=bench.device)
         absmax = torch.rand((count, n // BLOCKSIZE[NF4]), device=bench.device) + 0.01
-        for kind, m in itertools.product(TYPES, (1, 4, 16)):
-            if m == 1 or kind != "float":
+        for kind, m in itertools.product(TYPES, ROWS):
+            if kind != "float" or m in (1, 16):
                 yield Product(bench, kind, shape, m, weights, absmax)
         del weights, absmax
 
@@ -500,10 +510,15 @@ def set_goals(row: Row) -> None:
     """What is wanted of a row."""
     smallest, largest = (f"{n}x{k}" for n, k in (SHAPES[0], SHAPES[-1]))
     row.goals["right"] = row.right
+    if share := import_module("cases_quantise").bar(row.operator):
+        row.goals[f"{share:.0%} of a copy of the same size"] = row.share_of_same_size >= share
+        return
     if row.type == "fp32":
         return
     if row.operator.startswith("dequantise"):
         row.goals["90 % of copy"] = row.share >= 0.90
+    if row.operator in ("gemm NF4 M=4", "gemm NF4 M=16") and row.ratio is not None:
+        row.goals["2 x upstream"] = row.ratio >= 2
     if not row.operator.startswith("gemv"):
         return
     if row.ratio is not None and row.shape == smallest:
@@ -591,6 +606,7 @@ def main() -> None:
     parser.add_argument("dir", type=Path, metavar="DIR")
     parser.add_argument("--tune", action="store_true", help="print the best shapes of each kernel")
     parser.add_argument("--top", type=int, default=5, help="with --tune: how many shapes to print (default: 5)")
+    parser.add_argument("--only", metavar="OPERATOR", help="only operators whose name begins so, such as gemm")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
     parser.add_argument("--dry-run", action="store_true", help="everything but launches and timing: needs no GPU")
     options = parser.parse_args()
@@ -599,12 +615,14 @@ def main() -> None:
     bench = Bench(options.dir, options.dry_run)
     rows: list[Row] = []
     for case in cases(bench):
+        if options.only and not case.operator.startswith(options.only):
+            continue
         if row := case.measure(5 if options.tune else 15):
             set_goals(row)
             rows.append(row)
             print(".", end="", flush=True)
     print()
-    wrong = [] if options.tune else check_large(bench)
+    wrong = [] if options.tune or options.only else check_large(bench)
     if options.tune:
         show_best(rows, options.top)
     else:

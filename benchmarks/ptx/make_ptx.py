@@ -74,6 +74,14 @@ def outside_of_spirv(source: str) -> str:
     return re.sub(r"//[^\n]*", "", source)
 
 
+def with_mma(ptx: bytes) -> bytes:
+    """The PTX said to be of a version and of a GPU that know mma.sync.m16n8k16; the compiler says the oldest."""
+    if b"mma.sync" not in ptx:
+        return ptx
+    ptx = re.sub(rb"^\.version .*$", b".version 7.0", ptx, count=1, flags=re.M)
+    return re.sub(rb"^\.target \w+", b".target sm_80", ptx, count=1, flags=re.M)
+
+
 def split(text: str) -> list[str]:
     """`text` at its commas, spaces trimmed."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -115,6 +123,10 @@ def variants(function: str, parameters: Sequence[str]) -> Iterator[str]:
         for kind, group, rows, steps in product(TYPES, (64, 128, 256), (1, 2, 4, 8), (1, 2, 4)):
             if rows * steps <= 16:
                 yield f"{kind}, {group}, 8, 32, {32 if kind == 'float' else 16}, {rows}, {steps}"
+    elif function == "kgemm_4bit_inference_matrix":
+        for kind, split_k, steps, rows, tile_m in product(TYPES[:2], (4, 8, 16), (4, 8), (16, 32), (8, 16, 32)):
+            if rows * tile_m * steps <= 2048:
+                yield f"{kind}, 32, {split_k}, 1, {rows}, {steps}, {tile_m}, 2"
     elif function == "kgemm_4bit_inference_along_k":
         for kind, group, rows, steps, tile_m in product(TYPES[:2], (64, 128), (1, 2, 4), (1, 2), (2, 4, 8)):
             if rows * tile_m <= 16:
@@ -124,7 +136,7 @@ def variants(function: str, parameters: Sequence[str]) -> Iterator[str]:
 def sources(stems: list[str] | None, with_variants: bool) -> dict[str, tuple[str, dict[str, str]]]:
     """Stem of a source's name -> its text, and the instantiations to make of it with the family of each."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
-    for family in catalogue("gpu32"):
+    for family in catalogue("mma32"):
         stem = family.name.partition("/")[0]
         if not stems or stem in stems:
             found.setdefault(stem, (family.source, {}))[1].update(dict.fromkeys(family.kernels, family.name))
@@ -172,7 +184,7 @@ def main() -> None:
         for stem, source, families, result in chunks:
             for part, image in enumerate(result.result()):
                 file = f"{stem}.{part}.ptx"
-                (options.outdir / file).write_bytes(image.code)
+                (options.outdir / file).write_bytes(with_mma(image.code))
                 kernels += [describe(families[name], source, name, s, file) for name, s in image.symbols.items()]
     order = [name for _, families in found.values() for name in families]
     kernels.sort(key=lambda kernel: order.index(kernel.name))

@@ -81,17 +81,24 @@ class Kernel:
         """Work-items of a work-group: threads of a block."""
         if "GROUP_SIZE" in self.template:
             return self.number("GROUP_SIZE")
-        return self.number("SUBG_SIZE") * self.number("SPLIT_K") * self.number("ROW_GROUPS")
+        if "SPLIT_K" in self.template:
+            return self.number("SUBG_SIZE") * self.number("SPLIT_K") * self.number("ROW_GROUPS")
+        return self.number("SUBG_SIZE")
 
     @cached_property
-    def wants_widened(self) -> bool:
-        """Whether it takes activations as fp32 and transposed, instead of as they are."""
-        return any(name == "X" for _, name in self.arguments)
+    def on_matrix_unit(self) -> bool:
+        """Whether it is a matrix product on the matrix unit."""
+        return self.function == "kgemm_4bit_inference_matrix"
 
     @cached_property
     def width(self) -> int:
         """Of a matrix product: K must be a multiple of this."""
-        return 32 if self.wants_widened else self.number("NUM_PER_THREAD")
+        return 32 * self.number("WORDS") if self.on_matrix_unit else self.number("NUM_PER_THREAD")
+
+    @cached_property
+    def least_blocksize(self) -> int:
+        """Of a matrix product."""
+        return max(32, self.width) if self.on_matrix_unit else 32
 
     @cached_property
     def rows_of_a(self) -> int:
@@ -101,8 +108,8 @@ class Kernel:
     @cached_property
     def rows_of_b(self) -> int:
         """Of a matrix product: rows of weights that a work-group takes."""
-        if self.wants_widened:
-            return self.number("ROW_GROUPS") * self.number("SUBG_SIZE") * self.number("ROWS")
+        if self.on_matrix_unit:
+            return self.number("ROW_GROUPS") * self.number("ROWS")
         return self.group_size // self.number("SUBG_SIZE") * self.number("ROWS")
 
     def pack(self, values: Values) -> list[Any]:
@@ -153,18 +160,13 @@ def product_launch(
     lda: int | None = None,
     ldc: int | None = None,
 ) -> tuple[int, Values]:
-    """Work-groups and arguments of out[m, n] = A[m, k] @ B[n, k].T.
-
-    `a` is A, or X of a kernel that wants activations widened: see `widen_launch`.
-    """
+    """Work-groups and arguments of out[m, n] = A[m, k] @ B[n, k].T."""
     tiles_m = ceil_div(m, kernel.rows_of_a)
     values = {
         "N": n,
         "K": k,
         "M": m,
         "A": a,
-        "X": a,
-        "padded_m": tiles_m * kernel.rows_of_a,
         "B": b,
         "absmax": absmax,
         "absmax_8bit": absmax_8bit,
@@ -181,12 +183,6 @@ def product_launch(
         "shift": shift_of(blocksize),
     }
     return tiles_m * ceil_div(n, kernel.rows_of_b), values
-
-
-def widen_launch(kernel: Kernel, *, m: int, k: int, a: int, x: int, lda: int, padded_m: int) -> tuple[int, Values]:
-    """Work-groups and arguments of X[k, padded_m] = A[m, k].T in fp32, 0 for rows that A does not have."""
-    values = {"A": a, "X": x, "M": m, "K": k, "lda": lda, "padded_m": padded_m}
-    return ceil_div(k * padded_m, kernel.group_size), values
 
 
 class Driver:
@@ -233,6 +229,12 @@ class Driver:
         self._call("cuFuncGetAttribute", ctypes.byref(registers), 4, kernel.handle)
         self._call("cuFuncGetAttribute", ctypes.byref(local), 3, kernel.handle)
         return registers.value, local.value
+
+    def can_run(self, kernel: Kernel) -> bool:
+        """Whether the device has registers for a whole work-group."""
+        threads = ctypes.c_int()
+        self._call("cuFuncGetAttribute", ctypes.byref(threads), 0, kernel.handle)
+        return kernel.group_size <= threads.value
 
     def launch(self, kernel: Kernel, groups: int, values: Values, stream: int = 0) -> None:
         """Launch on a stream (0: the default one); does not wait."""
@@ -294,6 +296,9 @@ class DryDriver(Driver):
 
     def resources(self, kernel: Kernel) -> tuple[int, int]:
         return 0, 0
+
+    def can_run(self, kernel: Kernel) -> bool:
+        return True
 
     def launch(self, kernel: Kernel, groups: int, values: Values, stream: int = 0) -> None:
         kernel.pack(values)

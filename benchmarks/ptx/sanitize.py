@@ -37,7 +37,6 @@ from rig import (
     dequantize_launch,
     product_launch,
     read_kernels,
-    widen_launch,
 )
 
 ITEMSIZE = {"half": 2, "bfloat16": 2, "float": 4}
@@ -96,14 +95,12 @@ class Run:
                 if base is not None:
                     self.driver.free(base)
 
-    def output(
-        self, kernel: Kernel, groups: int, values: dict[str, Any], size: int, offset: int, name: str = "out"
-    ) -> np.ndarray:
-        """Launch with an output of so many elements, all NaN, and return their bits. `name` is its argument."""
-        itemsize = ITEMSIZE[kernel.type] if name == "out" else 4
+    def output(self, kernel: Kernel, groups: int, values: dict[str, Any], size: int, offset: int) -> np.ndarray:
+        """Launch with an output of so many elements, all NaN, and return their bits."""
+        itemsize = ITEMSIZE[kernel.type]
         kind = np.uint16 if itemsize == 2 else np.uint32
         with self.buffers(np.full(size * itemsize, 0xFF, np.uint8), offset=offset) as (out,):
-            self.driver.launch(kernel, groups, values | {name: out, "out": out})
+            self.driver.launch(kernel, groups, values | {"out": out})
             self.driver.synchronize()
             self.launches[kernel.function] += 1
             return np.frombuffer(self.driver.read(out or 0, size * itemsize), kind)
@@ -164,12 +161,14 @@ def product_sizes(kernels: list[Kernel]) -> list[tuple[int, int]]:
     """(N, K) around every border of kernels of one width."""
     width = kernels[0].width
     ns = {1, 2, 3, 5}
-    ks = {1: {1, 2, 5, 31, 32, 33, 63, 65, 127, 1001}, 8: {8, 24, 64, 72, 1000}, 32: {32, 64, 96, 992}}[width]
+    ks = {1: {1, 2, 5, 31, 32, 33, 63, 65, 127, 1001}, 8: {8, 24, 64, 72, 1000}}.get(width, {width, 2 * width})
     for k in kernels:
         rows, per_group = k.number("ROWS"), k.rows_of_b
         ns |= {rows, rows + 1, per_group - 1, per_group, per_group + 1, 2 * per_group + rows - 1}
-        if width == 32:
-            ks |= {32 * (k.number("SPLIT_K") + i) for i in (-1, 0, 1)}
+        if k.on_matrix_unit:
+            step = width * k.number("STEPS")
+            turn = step * k.number("SPLIT_K")
+            ks |= {step - width, step, step + width, turn - width, turn, turn + width, 2 * turn + step + width}
         if width == 8:
             span = k.number("SUBG_SIZE") * 8
             step = span * k.number("STEPS")
@@ -183,9 +182,9 @@ def check_product(run: Run, kernels: list[Kernel]) -> None:
         mine = [kernel for kernel in kernels if kernel.width == width]
         tile_m = max(kernel.rows_of_a for kernel in mine)
         for (n, k), blocksize in itertools.product(product_sizes(mine), (32, 64, 4096)):
-            if width == 8 and blocksize == 32 and k % 32:
-                continue  # left to the kernels that take a weight a lane
-            m = int(run.random.choice([1, tile_m, tile_m + 1, 2 * tile_m + 1]))
+            if (width == 8 and blocksize == 32 and k % 32) or blocksize < mine[0].least_blocksize:
+                continue  # left to other kernels
+            m = int(run.random.choice([1, 7, tile_m, tile_m + 1, 2 * tile_m + 1]))
             data_type, gap = int(run.random.choice((NF4, FP4))), int(run.random.choice((0, 8)))
             nested, biased, own_table = run.random.random(3) < 0.5
             b = run.random.integers(0, 256, (n * k + 1) // 2, np.uint8)
@@ -219,7 +218,7 @@ def check_product(run: Run, kernels: list[Kernel]) -> None:
                     for kernel in typed:
                         size = (m - 1) * (n + gap) + n
                         right = spread(bits_of(expected.astype(np.float32), kind), gap)
-                        with run.buffers(widened(kernel, x_used) if kernel.wants_widened else x_bits) as (a,):
+                        with run.buffers(x_bits) as (a,):
                             groups, values = product_launch(
                                 kernel, m=m, n=n, k=k, a=a or 0, b=at[0] or 0, absmax=at[1] or 0, absmax_8bit=at[2],
                                 absmax_code=at[3], absmax_offset=at[4], bias=at[5], datatype=at[6],
@@ -232,27 +231,6 @@ def check_product(run: Run, kernels: list[Kernel]) -> None:
                         where = f"M={m} N={n} K={k} blocksize={blocksize} nested={nested} bias={biased} gap={gap}"
                         run.expect(worst <= 1, kernel, f"{where}: error {worst:.3g} of what is allowed")
                         run.expect(bool((rows[:, n:] == ones(got)).all()), kernel, f"{where}: wrote between the rows")
-
-
-def widened(kernel: Kernel, x: np.ndarray) -> np.ndarray:
-    """Activations as a kernel of several rows wants them: fp32, transposed, filled up with zeros."""
-    rows = ceil_div(len(x), kernel.rows_of_a) * kernel.rows_of_a
-    return np.ascontiguousarray(np.pad(x.astype(np.float32), ((0, rows - len(x)), (0, 0))).T)
-
-
-def check_widen(run: Run, kernels: list[Kernel]) -> None:
-    """Activations made fp32 and transposed."""
-    for m, k, tile_m in itertools.product((1, 3, 4, 5, 8), (1, 31, 32, 33, 255, 256, 257), (4, 8)):
-        x = run.random.standard_normal((m, k)).astype(np.float32)
-        padded_m = ceil_div(m, tile_m) * tile_m
-        for kernel in kernels:
-            bits = bits_of(x, kernel.type)
-            expected = np.zeros((k, padded_m), np.float32)
-            expected[:, :m] = values_of(bits, kernel.type).T
-            with run.buffers(spread(bits, 3)) as (a,):
-                groups, values = widen_launch(kernel, m=m, k=k, a=a or 0, x=0, lda=k + 3, padded_m=padded_m)
-                got = run.output(kernel, groups, values | {"expected": expected}, expected.size, 0, "X")
-            run.expect(got.tobytes() == expected.tobytes(), kernel, f"M={m} K={k} padded to {padded_m}")
 
 
 def ones(bits: np.ndarray) -> int:
@@ -272,7 +250,7 @@ def emulate(kernel: Kernel, values: dict[str, Any]) -> None:
     ctypes.memmove(values["out"], data, len(data))
 
 
-CHECKS = {"kDequantizeBlockwise": check_dequantize, "kWidenTransposed": check_widen, "kgem": check_product}
+CHECKS = {"kDequantizeBlockwise": check_dequantize, "kgem": check_product}
 """Beginning of a kernel function's name -> what checks it."""
 
 

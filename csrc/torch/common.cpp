@@ -46,7 +46,13 @@ std::string text_of_device(const Tensor& tensor) {
   return type == aoti_torch_device_type_cpu() ? name : std::string(name) + ":" + std::to_string(tensor.get_device_index());
 }
 
+// Undefined is what torch makes of None where a schema wants a tensor.
+static void check_given(const char* op, const char* argument, const Tensor& tensor) {
+  if (!tensor.defined()) fail(op, ": ", argument, " must be a tensor, got None");
+}
+
 void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType expected) {
+  check_given(op, argument, tensor);
   if (tensor.scalar_type() != expected)
     fail(op, ": ", argument, " must be ", name_of(expected), ", got ", name_of(tensor.scalar_type()));
 }
@@ -56,7 +62,13 @@ void check_float(const char* op, const char* argument, ScalarType dtype) {
     fail(op, ": ", argument, " must be float16, bfloat16 or float32, got ", name_of(dtype));
 }
 
+void check_float(const char* op, const char* argument, const Tensor& tensor) {
+  check_given(op, argument, tensor);
+  check_float(op, argument, tensor.scalar_type());
+}
+
 void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A, const char* like) {
+  check_given(op, argument, tensor);
   int32_t type, wanted;
   aoti_torch_get_device_type(tensor.get(), &type);
   aoti_torch_get_device_type(A.get(), &wanted);
@@ -94,6 +106,7 @@ int64_t check_numel_of(const char* op, const char* argument, Sizes shape) {
 }
 
 void check_packed(const char* op, const char* argument, const Tensor& packed, int64_t n) {
+  check_given(op, argument, packed);
   const ScalarType dtype = packed.scalar_type();
   if (dtype != ScalarType::Byte) {
     if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16 && dtype != ScalarType::Float)
@@ -158,17 +171,18 @@ namespace {
 
 Backend xpu_backend{}, cpu_backend{};
 
-// A child of fork has none of its parent's threads, and OpenMP would wait for them for ever.
-bool is_forked = false;
-const int watching_forks = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+bool xpu_is_lost = false;  // in a forked child of a process that had it: its queues do not work here, and may hang
+bool in_forked_child = false;
+const int watching_forks = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
 
-// torch's own threads, as many as the caller has set.
+// torch's own threads, as many as the caller has set. A child of fork has none of its parent's, and OpenMP would wait for
+// them for ever.
 BnbThreads torch_threads{
     [](int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-      if (is_forked) return body(begin, end, context);
+      if (in_forked_child) return body(begin, end, context);
       STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
     },
-    [] { return is_forked ? 1 : static_cast<int>(torch::stable::get_num_threads()); }};
+    [] { return in_forked_child ? 1 : static_cast<int>(torch::stable::get_num_threads()); }};
 
 using CurrentStream = AOTITorchError (*)(int32_t, void**);
 
@@ -202,7 +216,14 @@ Call::Call(const char* op, const Tensor& A) : op_(op), backend_(is_on_cpu(A) ? c
   queue_ = &backend_ == &cpu_backend ? &torch_threads : current_queue(A.get_device_index());
 }
 
-Operator::Operator(const char* name_, Boxed function_) : name(name_), function(function_) { all().push_back(*this); }
+void check_process(const char* op) {
+  if (xpu_is_lost)
+    fail(op, ": xpu cannot be used in a process forked from one that has used it: start it with the 'spawn' method");
+}
+
+Operator::Operator(const char* name_, Boxed on_cpu_, Boxed on_xpu_) : name(name_), on_cpu(on_cpu_), on_xpu(on_xpu_) {
+  all().push_back(*this);
+}
 
 std::vector<Operator>& Operator::all() {
   static std::vector<Operator> operators;
@@ -243,7 +264,7 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
     if (!library) throw std::runtime_error(dlerror());
     const auto take = [&](auto& function, const char* name) {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
-      if (!function && std::string(device) != "cpu") throw std::runtime_error(std::string(path) + " has no " + name);
+      if (!function) throw std::runtime_error(std::string(path) + " has no " + name);
     };
     take(backend.gemv_4bit_inference, "cgemv_4bit_inference");
     take(backend.gemm_4bit_inference, "cgemm_4bit_inference");
@@ -263,6 +284,10 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
     take(backend.optimizer_static_8bit_blockwise, "coptimizer_static_8bit_blockwise");
     take(backend.is_shared, "cis_shared");
     take(backend.dequantize_blockwise, "cdequantize_blockwise");
+    if (std::string(device) == "xpu") {
+      // From now on, and not from the first call: bitsandbytes' own import has put tables on the device.
+      [[maybe_unused]] static const int once = pthread_atfork(nullptr, nullptr, [] { bnb::xpu_is_lost = true; });
+    }
   });
 }
 
@@ -274,7 +299,7 @@ BNB_EXPORT int bnb_torch_register(const char* key, const char* name, char* messa
     for (const auto& op : bnb::Operator::all()) {
       if (std::string(op.name) != name) continue;
       slot = std::make_unique<Library>(Library::Kind::IMPL, "bitsandbytes", key, __FILE__, __LINE__);
-      slot->impl(op.name, op.function);
+      slot->impl(op.name, std::string(key) == "CPU" ? op.on_cpu : op.on_xpu);
       return;
     }
     throw std::invalid_argument(std::string("there is no operator ") + name);

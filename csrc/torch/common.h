@@ -41,6 +41,7 @@ std::string text_of_device(const Tensor& tensor);
 void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType expected);
 // One of float16, bfloat16, float32.
 void check_float(const char* op, const char* argument, ScalarType dtype);
+void check_float(const char* op, const char* argument, const Tensor& tensor);
 void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& A, const char* like = "A");
 // At least `expected` elements.
 void check_numel(const char* op, const char* argument, const Tensor& tensor, int64_t expected, const char* why);
@@ -137,12 +138,20 @@ class Call {
 // ---- operators: boxed, under their name in torch.ops.bitsandbytes ---------------------------------------------------
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
 struct Operator {
-  Operator(const char* name, Boxed function);
+  Operator(const char* name, Boxed on_cpu, Boxed on_xpu);
   static std::vector<Operator>& all();
   const char* name;
-  Boxed function;
+  Boxed on_cpu, on_xpu;
 };
 
-#define BNB_OPERATOR(name, function) static const ::bnb::Operator registered_##function(name, TORCH_BOX(&function))
+// Fails in a process that was forked from one in which the kernels were at hand.
+void check_process(const char* op);
+
+#define BNB_OPERATOR(name, function)                                                                             \
+  static const ::bnb::Operator registered_##function(                                                            \
+      name, TORCH_BOX(&function), [](StableIValue* stack, uint64_t in, uint64_t out) {                           \
+        ::bnb::check_process(name);                                                                              \
+        TORCH_BOX(&function)(stack, in, out);                                                                    \
+      })
 
 }  // namespace bnb

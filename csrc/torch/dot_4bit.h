@@ -12,7 +12,7 @@ struct Problem {
 };
 
 inline Problem check_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shapeB, int64_t blocksize) {
-  check_float(op, "A", A.scalar_type());
+  check_float(op, "A", A);
   check_4bit_blocksize(op, blocksize);
   if (shapeB.size() != 2) fail(op, ": shapeB must be [N, K], got ", text_of(shapeB));
   const int64_t weights = check_numel_of(op, "shapeB", shapeB);

@@ -71,7 +71,7 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
     check_dtype(op, "absmax_code", *absmax_code, ScalarType::Float);
     check_device(op, "absmax_code", *absmax_code, A);
     check_numel(op, "absmax_code", *absmax_code, 256, "one for each value of a byte");
-    check_float(op, "absmax_offset", absmax_offset->scalar_type());
+    check_float(op, "absmax_offset", *absmax_offset);
     check_device(op, "absmax_offset", *absmax_offset, A);
     if (absmax_offset->numel() != 1) fail(op, ": absmax_offset must have one element, got ", absmax_offset->numel());
     nested.absmax_8bit = dense(*absmax_8bit);
@@ -80,6 +80,8 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
                                ? *absmax_offset
                                : torch::stable::to(*absmax_offset, std::optional(ScalarType::Float));
   } else {
+    if (absmax_code || absmax_offset)
+      fail(op, ": absmax_8bit must be given with ", absmax_code ? "absmax_code" : "absmax_offset", ", got None");
     check_absmax(op, absmax, blocks, "one for each block", A);
   }
   if (bias) {

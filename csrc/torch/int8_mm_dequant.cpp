@@ -15,7 +15,7 @@ Dequant check_dequant(const char* op, const Tensor& A, Rows product, const char*
   if (col_stats.numel() != product.cols)
     fail(op, ": ", name_col, " must have ", product.cols, " elements, one for each column of the product, got ", col_stats.numel());
   if (bias) {
-    check_float(op, "bias", bias->scalar_type());
+    check_float(op, "bias", *bias);
     check_device(op, "bias", *bias, A);
     check_shape(op, "bias", *bias, Shape{product.cols});
   }
@@ -86,7 +86,7 @@ Tensor int8_scaled_mm(Tensor A, Tensor B, Tensor row_stats, Tensor col_stats, st
 std::tuple<Tensor, std::optional<Tensor>> int8_mixed_scaled_mm(Tensor A, Tensor CA, Tensor CB, Tensor SCA, Tensor SCB,
                                                                std::optional<Tensor> outlier_cols, std::optional<Tensor> bias) {
   constexpr const char* op = "int8_mixed_scaled_mm";
-  check_float(op, "A", A.scalar_type());
+  check_float(op, "A", A);
   check_device(op, "CA", CA, A);
   const Shape shape = check_int8_product(op, "CA", CA, "CB", CB);
   const Rows size = size_of(op, CA, CB);

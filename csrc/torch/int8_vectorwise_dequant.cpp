@@ -17,7 +17,7 @@ Tensor int8_vectorwise_dequant(Tensor A, Tensor stats) {
   constexpr const char* op = "int8_vectorwise_dequant";
   check_dtype(op, "A", A, ScalarType::Char);
   const Rows size = rows_of(op, "A", A, true);
-  check_float(op, "stats", stats.scalar_type());
+  check_float(op, "stats", stats);
   check_device(op, "stats", stats, A);
   if (stats.numel() != size.rows && stats.numel() != 1)
     fail(op, ": stats must have ", size.rows, " elements, one for each row of A, or one, got ", stats.numel());

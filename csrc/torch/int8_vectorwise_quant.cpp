@@ -17,7 +17,7 @@ namespace {
 using ByRow = std::tuple<Tensor, Tensor, std::optional<Tensor>>;
 
 Rows check(const char* op, const Tensor& A, double threshold) {
-  check_float(op, "A", A.scalar_type());
+  check_float(op, "A", A);
   if (!(threshold >= 0)) fail(op, ": threshold must not be negative, got ", threshold);
   return rows_of(op, "A", A, false);
 }

@@ -16,7 +16,7 @@ const OptimizerKind& optimizer_kind(const char* op, const std::string& optimizer
 }
 
 int64_t check_gradient(const char* op, const Tensor& g, const Tensor& p) {
-  check_float(op, "g", g.scalar_type());
+  check_float(op, "g", g);
   check_dtype(op, "p", p, g.scalar_type());
   check_device(op, "p", p, g, "g");
   if (p.numel() != g.numel()) fail(op, ": p must have as many elements as g, ", g.numel(), ", got ", p.numel());

@@ -20,7 +20,10 @@ void optimizer_update_32bit(std::string optimizer_name, Tensor g, Tensor p, Tens
     check_device(op, "unorm_vec", *unorm_vec, g, "g");
     check_numel(op, "unorm_vec", *unorm_vec, 1, "the norm of the update");
   }
-  if (n == 0) return;
+  if (n == 0) {  // an update of no element has the norm 0
+    if (max_unorm > 0) torch::stable::zero_(*unorm_vec);
+    return;
+  }
   const Tensor gradient = dense(g);
   InPlace parameter(p), first(state1);
   std::optional<InPlace> second, norm;

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> quantize_4bit(Tensor A, int64_t blocksize, std::strin
   constexpr const char* op = "quantize_4bit";
   check_4bit_blocksize(op, blocksize);
   const int data_type = check_quant_type(op, quant_type);
-  check_float(op, "A", A.scalar_type());
+  check_float(op, "A", A);
   if (quant_storage != ScalarType::Byte && quant_storage != ScalarType::Half && quant_storage != ScalarType::BFloat16 &&
       quant_storage != ScalarType::Float)
     fail(op, ": quant_storage must be uint8, float16, bfloat16 or float32, got ", name_of(quant_storage));
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> quantize_4bit(Tensor A, int64_t blocksize, std::strin
 std::tuple<Tensor, Tensor> quantize_blockwise(Tensor A, Tensor code, int64_t blocksize) {
   constexpr const char* op = "quantize_blockwise";
   if (blocksize <= 0) fail(op, ": blocksize must be positive, got ", blocksize);
-  check_float(op, "A", A.scalar_type());
+  check_float(op, "A", A);
   check_dtype(op, "code", code, ScalarType::Float);
   check_device(op, "code", code, A);
   check_numel(op, "code", code, 256, "one for each value of a byte");

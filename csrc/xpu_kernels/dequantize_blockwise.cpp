@@ -30,7 +30,7 @@ BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out, i64 blocksize, i32 shift, i64 n) {
   constexpr bool kPacked = DATA_TYPE != General8bit;
   constexpr bool kLocalTable = !kPacked && NUM_PER_TH >= 4;  // a CPU's table is in its cache already
-  constexpr bool kForCpu = NUM_PER_TH == 2 || NUM_PER_TH * sizeof(T) == 32;  // a GPU's lanes move 16 bytes
+  constexpr bool kForCpu = NUM_PER_TH == 2;  // a GPU's lanes move 16 bytes
   constexpr int kSpan = SUBG_SIZE * NUM_PER_TH;
   constexpr int kStretch = TILE_SIZE / (GROUP_SIZE / SUBG_SIZE);
   static_assert(NUM_PER_TH == 1 || NUM_PER_TH == 2 || NUM_PER_TH == 4 || NUM_PER_TH == 8);
@@ -80,7 +80,7 @@ kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out
         for (int j = 0; j < NUM_PER_TH; j++) x[j] = value(codes.v[j]) * scale;
       }
       auto& result = reinterpret_cast<pack<T, NUM_PER_TH>*>(out + base)[lane];
-      if (ordinary(scale)) {
+      if (sizeof(T) == 4 || __is_same(T, half) || ordinary(scale)) {
         result = pack_plain<T, NUM_PER_TH>(x);
       } else {
 #pragma unroll
@@ -89,9 +89,15 @@ kDequantizeBlockwise(const float* code, const u8* A, const float* absmax, T* out
     } else if constexpr (NUM_PER_TH == 2) {
       const float scale = absmax[base >> shift];
       if constexpr (kPacked) {  // scale and round the table, not each element
-        static_assert(sizeof(T) == 2);
-        const u32 scaled = bits16<T>(in_lane * scale), c = (A + (base >> 1))[lane];
-        reinterpret_cast<u32*>(out + base)[lane] = shuffle(scaled, c >> 4) | shuffle(scaled, c & 15) << 16;
+        const u32 c = (A + (base >> 1))[lane];
+        if constexpr (sizeof(T) == 2) {
+          const u32 scaled = bits16<T>(in_lane * scale);
+          reinterpret_cast<u32*>(out + base)[lane] = shuffle(scaled, c >> 4) | shuffle(scaled, c & 15) << 16;
+        } else {
+          const u32 scaled = bits_as<u32>(in_lane * scale);
+          const u64 high = shuffle(scaled, c & 15);
+          __builtin_nontemporal_store(shuffle(scaled, c >> 4) | high << 32, reinterpret_cast<u64*>(out + base) + lane);
+        }
       } else if constexpr (sizeof(T) == 2) {
         const u32 pair = reinterpret_cast<const u16*>(A + base)[lane];
         const u32 low = bits16<T>(value(pair & 255) * scale), high = bits16<T>(value(pair >> 8) * scale);

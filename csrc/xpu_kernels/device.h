@@ -115,6 +115,20 @@ BNB_INLINE float sub_group_sum(float value) {
   return value;
 }
 
+// values[i] = from[i * 16 + lane], in one message whose address is the sub-group's, not each lane's. For sub-groups of 16 on an
+// Intel device; every lane of the sub-group must arrive here.
+template <int N>
+BNB_INLINE void block_read(const u32* from, u32 (&values)[N]) {
+#ifdef __NVPTX__
+  static_assert(N == 0, "no such message");
+#else
+  using column = u32 __attribute__((ext_vector_type(N)));
+  const auto v = __spirv_SubgroupBlockReadINTEL<column>((const __attribute__((opencl_global)) u32*)from);
+#pragma unroll
+  for (int i = 0; i < N; i++) values[i] = v[i];
+#endif
+}
+
 BNB_INLINE void barrier() { __spirv_ControlBarrier(kScopeWorkGroup, kScopeWorkGroup, kAcquireReleaseLocal); }
 
 // Work-group local memory: `static local_memory<float[256]> table;`

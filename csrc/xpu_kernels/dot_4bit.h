@@ -45,6 +45,22 @@ BNB_INLINE void load_pair(const float* p, u32 lane, float& x0, float& x1) {
   x1 = lane < 8 ? low1 : high1;
 }
 
+// Eight neighbouring activations a lane.
+template <class T>
+BNB_INLINE void load_eight(const T* p, u32 lane, float (&x)[8]) {
+  const auto a = reinterpret_cast<const pack<T, 8>*>(p)[lane];
+#pragma unroll
+  for (int j = 0; j < 8; j++) x[j] = to_float(a.v[j]);
+}
+BNB_INLINE void load_eight(const bfloat16* p, u32 lane, float (&x)[8]) {
+  const auto words = reinterpret_cast<const pack<u32, 4>*>(p)[lane];  // as words: an instruction a value, not two
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    x[j] = bits_as<float>(words.v[j / 2] << 16);
+    x[j + 1] = bits_as<float>(words.v[j / 2] & 0xffff0000u);
+  }
+}
+
 // A compile-time bool as a value, for lambdas.
 template <bool VALUE>
 struct constant {
@@ -93,6 +109,7 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
     // Codes are counted in words of eight, in 32 bits (N * ldb is less than 2^34). Blocks longer than a chunk are taken as several, so that which lane
     // holds the scale of a lane's word is the same for every chunk.
     constexpr u32 kChunk = SUBG_SIZE * STEPS;
+    constexpr bool kBlockRead = SUBG_SIZE == 16 && STEPS > 1;
     static_assert((kChunk & (kChunk - 1)) == 0);
     const u32 shift8 = shift - 3;
     const u32 part = (1u << shift8) < kChunk ? shift8 : __builtin_ctz(kChunk);
@@ -114,10 +131,17 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
         // The chunk of a row touches at most SUBG_SIZE blocks: each lane fetches one scale for all.
         const u32 block = (((start8[r] + static_cast<u32>(k >> 3)) >> part) + lane) >> (shift8 - part);
         scale[r] = statistics.scale(block < last_block ? block : last_block);
+        if constexpr (kBlockRead && !guarded) {
+          u32 column[STEPS];
+          block_read(words[r] + (k >> 3), column);
 #pragma unroll
-        for (int s = 0; s < STEPS; s++) {
-          const i64 at = k + s * kSpan;
-          word[s][r] = !guarded || at + lane * 8 < K ? (words[r] + (at >> 3))[lane] : 0;
+          for (int s = 0; s < STEPS; s++) word[s][r] = column[s];
+        } else {
+#pragma unroll
+          for (int s = 0; s < STEPS; s++) {
+            const i64 at = k + s * kSpan;
+            word[s][r] = !guarded || at + lane * 8 < K ? (words[r] + (at >> 3))[lane] : 0;
+          }
         }
       }
 #pragma unroll
@@ -128,9 +152,7 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
 #pragma unroll
         for (int i = 0; i < TILE_M; i++) {
           if (inside) {
-            const auto a = reinterpret_cast<const pack<T, 8>*>(x_row[i] + at)[lane];
-#pragma unroll
-            for (int j = 0; j < 8; j++) x[i][j] = to_float(a.v[j]);
+            load_eight(x_row[i] + at, lane, x[i]);
           }
         }
 #pragma unroll

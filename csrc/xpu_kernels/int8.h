@@ -1,6 +1,6 @@
 // What the int8 kernels share: rounding to int8, the reciprocal that decides CUDA's codes, and how a matrix is tiled.
 #pragma once
-#include "device.h"
+#include "reciprocal.h"
 
 namespace bnb {
 
@@ -28,17 +28,6 @@ BNB_INLINE bool sub_group_any(bool value) {
 // The nearest whole number as int8, halves to even; |x| < 2^22. NaN and infinity give 0, but a NaN that began as fp32:
 // adding 1.5 * 2^23 leaves the number in the low bits, and theirs are zero.
 BNB_INLINE u8 nearest_int8(float x) { return static_cast<u8>(bits_as<u32>(x + 12582912.0f)); }
-
-// 1 / x for 0 < x < 2^101 as CUDA's fast instruction has it: it rounds up from about a quarter of an ulp, and that
-// decides elements that lie half-way between two codes. Infinity and 0 as usual.
-BNB_INLINE float fast_reciprocal(float x) {
-  float r = 1.0f / x;
-  if (x < 1e-37f || x > 2e30f) return r;
-  r = __builtin_fmaf(__builtin_fmaf(-x, r, 1.0f), r, r);
-  const float ulps_per_one = bits_as<float>(0x8a800000u - (bits_as<u32>(r) & 0x7f800000));  // 2^23 / 2^exponent of r
-  const float below = __builtin_fmaf(-x, r, 1.0f) * r * ulps_per_one;                       // 1 / x - r, in ulps of r
-  return bits_as<float>(bits_as<u32>(r) + (below > 0.25f ? 1 : below < -0.75f ? -1 : 0));
-}
 
 // a / b rounded to nearest, for 0 <= |a / b| < 2^20, given 1 / b. Far from 1, the caller scales both.
 BNB_INLINE float divide(float a, float b, float reciprocal) {

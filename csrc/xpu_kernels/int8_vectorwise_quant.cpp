@@ -14,12 +14,8 @@ BNB_INLINE u8 code_of_row(float x, float scale, bool outlier) {
   return outlier ? 0 : nearest_int8(scaled);
 }
 
-// 127 / top. Zero for infinity; infinity for zero, and for less than 127 times what fp32 can hold.
-BNB_INLINE float scale_of_row(float top) {
-  const bool large = top > 1e30f && top < __builtin_inff();
-  const float scale = fast_reciprocal(large ? top * 0x1p-32f : top) * 127.0f;
-  return large ? scale * 0x1p-32f : scale;
-}
+// 127 / top, as CUDA has it: zero from 2^126 on, infinity for a denormal.
+BNB_INLINE float scale_of_row(float top) { return fast_reciprocal(top) * 127.0f; }
 
 // `outliers` has a byte for each column, zero before; it is touched with SPARSE_DECOMP alone.
 //   HELD > 0   for GPUs: a work-group does a row; a lane takes NUM_PER_TH neighbours at once, keeps the first HELD of

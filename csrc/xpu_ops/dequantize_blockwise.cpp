@@ -11,10 +11,10 @@ struct Shape {
 // Vectorised: what measured best. Otherwise: any blocksize, any pointer, an element a lane.
 constexpr Shape shape_of(Kind kind, size_t element_size, bool packed, bool vectorised) {
   if (!vectorised) return {kind == Kind::cpu ? 4096 : 1024, 1, 256};
-  if (kind == Kind::cpu) return packed && element_size == 4 ? Shape{8192, 8, 256} : Shape{16384, 2, 64};
+  if (kind == Kind::cpu) return {16384, 2, 64};
   const int num_per_th = element_size == 2 ? 8 : 4;  // 16 bytes a lane out
   // Four steps a sub-group on Intel GPUs, for what a thread costs at its start; one was best with sub-groups of 32.
-  return {256 * num_per_th * (kind == Kind::gpu16 ? 4 : 1), num_per_th, 256};
+  return {256 * num_per_th * (sub_group_size(kind) == 16 ? 4 : 1), num_per_th, 256};
 }
 
 template <class T, int DATA_TYPE>

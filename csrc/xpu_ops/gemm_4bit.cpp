@@ -53,7 +53,7 @@ bool fits_tiles(const Product<T>& p) {
 constexpr DotShape along_k_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 4};
   if (kind == Kind::cpu) return {64, 2, 4, 1, 4};  // where scratch is missing
-  return DotShape{128, 8, path == kFew ? 1 : 4, 2, 4};
+  return DotShape{128, 8, path == kMany ? 4 : kind == Kind::gpu16 ? 2 : 1, 2, 4};  // as gemv_shape
 }
 
 template <class T>
@@ -67,9 +67,57 @@ const Kernel& along_k_kernel(Kind kind, Path path) {
   return table.at(kind, path);
 }
 
+// ---- the matrix unit -------------------------------------------------------------------------------------------------
+// Sub-groups that share rows of B and k, groups of them in a work-group, rows of B of a sub-group, steps of a chunk, rows
+// of A of a sub-group, and words of eight codes that a lane holds of a row in a step.
+struct MatrixShape {
+  int split_k, row_groups, rows, steps, tile_m, words;
+};
+
+// Up to 8 rows of A, up to 16, more; for k and blocks that are multiples of 64, or else of 32.
+constexpr int matrix_path(int64_t m, bool by_64) { return (m <= 8 ? 0 : m <= 16 ? 1 : 2) + (by_64 ? 3 : 0); }
+constexpr size_t kMatrixPaths = 6;
+constexpr MatrixShape matrix_shape(Kind kind, int path) {
+  const bool by_64 = path >= 3;
+  if (kind == Kind::xmx16) return {8, 1, 16, 1, path % 3 ? 16 : 8, by_64 ? 8 : 4};
+  constexpr int split_k[] = {8, 4, 4}, tile_m[] = {8, 16, 32};
+  return {split_k[path % 3], 1, 16, 4, tile_m[path % 3], by_64 ? 2 : 1};
+}
+
+template <class T>
+const Kernel& matrix_kernel(Kind kind, int path) {
+  static const KernelTable table([](Kind k, int p) {
+    if (!has_matrix_unit(k)) return KernelName{};
+    const MatrixShape s = matrix_shape(k, p);
+    return KernelName{std::string("gemm_4bit_matrix/") + short_name<T>,
+                      instantiation("bnb::kgemm_4bit_inference_matrix", type_name<T>, sub_group_size(k), s.split_k,
+                                    s.row_groups, s.rows, s.steps, s.tile_m, s.words)};
+  }, "gemm_4bit_matrix", kMatrixPaths);
+  return table.at(kind, path);
+}
+
+template <class T>
+bool fits_matrix(const Product<T>& p, Kind kind) {
+  return aligned(p.B, kind == Kind::xmx16 ? 16 : 8) && p.k % 32 == 0 && p.k > 0 && p.ldb % 32 == 0 && p.lda % 8 == 0 &&
+         aligned(p.A, 8 * sizeof(T)) && p.n * p.ldb < k32BitWords;
+}
+
+template <class T>
+void launch_matrix(const Product<T>& p, Kind kind, sycl::queue* queue) {
+  const bool by_64 = p.k % 64 == 0 && p.ldb % 64 == 0 && p.blocksize >= 64;
+  const int path = matrix_path(p.m, by_64);
+  const MatrixShape s = matrix_shape(kind, path);
+  const int64_t tiles_m = (p.m + s.tile_m - 1) / s.tile_m, rows = int64_t{s.row_groups} * s.rows;
+  const int group = sub_group_size(kind) * s.split_k * s.row_groups;
+  matrix_kernel<T>(kind, path)
+      .submit(*queue, tiles_m * ((p.n + rows - 1) / rows), group, p.m, p.n, p.k, p.A, p.B, p.statistics.absmax,
+              p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset, p.bias, p.datatype,
+              static_cast<int32_t>(p.data_type), p.out, p.lda, p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
+}
+
 }  // namespace
 
-// out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for up to 16 rows of A. Arguments as
+// out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for up to 16 rows of A or more. Arguments as
 // gemv_4bit_inference's; scratch holds cgemm_4bit_scratch(m, k) bytes, and must live until the queue has come so far.
 template <class T>
 void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint8_t* B, const float* absmax,
@@ -79,6 +127,9 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   const Product<T> p{m, n, k, A, B, nested, datatype, data_type, bias, out, lda, ldb, ldc, blocksize};
   if (m <= 0 || n <= 0) return;
   const Kind kind = device_of(*queue).kind;
+  if constexpr (sizeof(T) == 2) {
+    if (has_matrix_unit(kind) && fits_matrix(p, kind)) return launch_matrix(p, kind, queue);
+  }
   if (kind != Kind::cpu || !scratch || !fits_tiles(p)) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
   const int32_t shift = block_shift(blocksize);
   const int tile = tile_of(m);
@@ -98,6 +149,7 @@ static void register_kernels() {
   widen_kernel<T>(Kind::cpu);
   tile_kernel<T>(Kind::cpu, 0);
   along_k_kernel<T>(Kind::cpu, kAny);
+  if constexpr (sizeof(T) == 2) matrix_kernel<T>(Kind::xmx16, 0);
 }
 static const bool registered = (register_kernels<half>(), register_kernels<bfloat16>(), register_kernels<float>(), true);
 
@@ -110,8 +162,9 @@ int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
 }
 
 int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
-  // On a GPU the matrix units soon win, but for float32, whose sums are more exact in our order.
-  return dtype == BNB_FLOAT32 || bnb::device_of(*static_cast<sycl::queue*>(queue)).kind == bnb::Kind::cpu ? 64 : 16;
+  // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
+  const bnb::Kind kind = bnb::device_of(*static_cast<sycl::queue*>(queue)).kind;
+  return dtype == BNB_FLOAT32 || kind == bnb::Kind::cpu || bnb::has_matrix_unit(kind) ? 64 : 16;
 }
 
 int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,

@@ -13,7 +13,11 @@ struct Shape {
 constexpr Shape shape_of(Kind kind, bool packed, bool tiled) {
   if (!tiled) return {kind == Kind::cpu ? 1 : 2, 1, 256};
   if (kind == Kind::cpu) return {16384, 2, 64};
-  return {packed ? 4096 : 8192, 8, 256};
+  return packed ? Shape{4096, 8, 128} : Shape{16384, 8, 256};
+}
+// The largest block of a tiled kernel: a sub-group's stretch on a CPU, a chunk of 32 elements a work-item on a GPU.
+constexpr int64_t most_of(Kind kind, const Shape& s) {
+  return kind == Kind::cpu ? s.tile / (s.group / sub_group_size(kind)) : s.group * 32;
 }
 
 // Blocks of more elements than this are for a work-group, not for a sub-group.
@@ -42,9 +46,7 @@ void quantizeBlockwise(const float* code, const T* A, float* absmax, uint8_t* ou
   const Kind kind = device_of(*queue).kind;
   const Shape tiles = shape_of(kind, packed, true);
   const int32_t shift = shift_of(blocksize);
-  const int64_t least = kind == Kind::cpu ? 32 : 8;
-  const int64_t most = kind == Kind::cpu ? tiles.tile / (tiles.group / sub_group_size(kind)) : tiles.tile;
-  const bool tiled = shift >= 0 && blocksize >= least && blocksize <= most;
+  const bool tiled = shift >= 0 && blocksize >= 32 && blocksize <= most_of(kind, tiles);
   if (packed && !tiled) throw std::invalid_argument("no kernel for 4-bit blocks of " + std::to_string(blocksize));
   if (n <= 0) return;
   if (tiled) {

@@ -24,7 +24,7 @@ namespace bnb {
 namespace syclex = sycl::ext::oneapi::experimental;
 
 const char* name_of(Kind kind) {
-  static constexpr const char* names[] = {"cpu", "gpu16", "gpu32"};
+  static constexpr const char* names[] = {"cpu", "gpu16", "gpu32", "xmx16", "mma32"};
   return names[static_cast<int>(kind)];
 }
 
@@ -38,7 +38,7 @@ std::vector<const Kernel*>& all_kernels() {
 Kind kind_of(const std::string& name) {
   for (Kind kind : kKinds)
     if (name == name_of(kind)) return kind;
-  throw std::invalid_argument("kind '" + name + "' is not one of cpu, gpu16, gpu32");
+  throw std::invalid_argument("kind '" + name + "' is not one of cpu, gpu16, gpu32, xmx16, mma32");
 }
 
 std::vector<const Kernel*> family_members(const std::string& family, Kind kind) {
@@ -178,11 +178,12 @@ sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& d
   auto bundle = syclex::create_kernel_bundle_from_source(device.context, syclex::source_language::sycl,
                                                          source_of(members[0]->stem));
   // Our kernels need no device library; libsycl 8 looks for one, in files that its package on PyPI lacks.
+  std::vector<std::string> options;
 #if __LIBSYCL_MAJOR_VERSION < 9
-  const std::vector<std::string> options{"-fno-sycl-device-lib=all"};
-#else
-  const std::vector<std::string> options;
+  options.push_back("-fno-sycl-device-lib=all");
 #endif
+  // A CPU device that counts as a GPU with XMX has no such instruction: there the kernels emulate it.
+  if (device.kind == Kind::xmx16 && device.device.is_gpu()) options.push_back("-DBNB_XMX");
   return syclex::build(bundle, {device.device},
                        syclex::properties{syclex::build_options{options}, syclex::registered_names{names}});
 }
@@ -332,7 +333,13 @@ struct Runtime {
     const auto has = [&](size_t size) { return std::find(sizes.begin(), sizes.end(), size) != sizes.end(); };
     const std::string name = device.get_info<sycl::info::device::name>();
     if (!has(16) && !has(32)) throw std::runtime_error(name + " has no sub-group size of 16 or 32");
-    const Kind kind = forced_kind ? *forced_kind : device.is_cpu() ? Kind::cpu : has(16) ? Kind::gpu16 : Kind::gpu32;
+    // XMX of GPUs that also have sub-groups of 8 (Arc A) takes those and no others.
+    const bool xmx = has(16) && !has(8) && device.has(sycl::aspect::ext_intel_matrix);
+    const Kind kind = forced_kind       ? *forced_kind
+                      : device.is_cpu() ? Kind::cpu
+                      : xmx             ? Kind::xmx16
+                      : has(16)         ? Kind::gpu16
+                                        : Kind::gpu32;
     // An Xe vector engine holds eight threads; sub-groups of 16 fill them.
     const int64_t lanes = device.get_info<sycl::info::device::max_compute_units>() * (kind == Kind::cpu ? 16LL : 128LL);
     std::ostringstream description, backend;

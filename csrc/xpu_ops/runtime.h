@@ -24,11 +24,13 @@ enum DataType { General8bit = BNB_GENERAL8BIT, FP4 = BNB_FP4, NF4 = BNB_NF4 };
 constexpr const char* kDataTypeNames[] = {"General8bit", "FP4", "NF4"};  // in kernel source
 
 // Kernels come in shapes. The shape follows from the kind of device, and nothing else looks at what device it is.
-enum class Kind { cpu, gpu16, gpu32 };
-constexpr std::array<Kind, 3> kKinds{Kind::cpu, Kind::gpu16, Kind::gpu32};
+// xmx16 is a gpu16 whose matrix unit takes sub-groups of 16; mma32 is NVIDIA's, which only benchmarks/ptx runs on.
+enum class Kind { cpu, gpu16, gpu32, xmx16, mma32 };
+constexpr std::array<Kind, 5> kKinds{Kind::cpu, Kind::gpu16, Kind::gpu32, Kind::xmx16, Kind::mma32};
 const char* name_of(Kind kind);
 // The sub-group size that kernels for this kind are compiled with.
-constexpr int sub_group_size(Kind kind) { return kind == Kind::gpu32 ? 32 : 16; }
+constexpr int sub_group_size(Kind kind) { return kind == Kind::gpu32 || kind == Kind::mma32 ? 32 : 16; }
+constexpr bool has_matrix_unit(Kind kind) { return kind == Kind::xmx16 || kind == Kind::mma32; }
 
 constexpr int kMaxDevices = 64;
 

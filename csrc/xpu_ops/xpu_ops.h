@@ -128,7 +128,7 @@ BNB_EXPORT void bnb_xpu_set_builder(BnbBuilder builder);
 
 // The index of the queue's device in this process (also 0 or more for a device seen before), or -1.
 BNB_EXPORT int bnb_xpu_open(void* queue, char* message, size_t message_size);
-// "kind\nbackend\nname\nversion\ndriver" of an opened device; kind is cpu, gpu16 or gpu32. Valid for the process' life.
+// "kind\nbackend\nname\nversion\ndriver" of an opened device; kind is cpu, gpu16, gpu32, xmx16 or mma32. Valid for the process' life.
 BNB_EXPORT const char* bnb_xpu_describe(int device);
 // Families of a kind, a line each: "family\tkernel\tkernel…". Valid for the process' life.
 BNB_EXPORT const char* bnb_xpu_families(const char* kind);

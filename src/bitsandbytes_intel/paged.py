@@ -1,8 +1,9 @@
-"""Paged optimizers on the XPU where upstream's own library does not load.
+"""Paged optimizers on the XPU where upstream's own library does not load, and on the virtual XPU.
 
 bitsandbytes keeps the states of a paged optimizer in memory that host and device share. It is not an operator: it calls
 ``cget_managed_ptr``, ``cprefetch`` and ``cfill_*`` of its own library. Where that is missing, bitsandbytes has a
-stand-in in its place whose functions only raise; :func:`install` gives the stand-in these four, on our library.
+stand-in in its place whose functions only raise; :func:`install` gives the stand-in these four, on our library. Where
+it loads, its functions look for a GPU, so that on the virtual XPU ours answer as well.
 As in upstream's, the memory stays for the process' life.
 """
 
@@ -10,16 +11,17 @@ from __future__ import annotations
 
 import ctypes
 
-from . import runtime
+from . import runtime, virtual_xpu
 
 _NAMES = ("cget_managed_ptr", "cprefetch", "cfill_fp32", "cfill_uint8")
 
 
 def install() -> bool:
-    """Supply the functions if upstream's library is missing; whether they are ours now. Idempotent."""
+    """Supply the functions if upstream's cannot work here; whether they are ours now. Idempotent."""
     from bitsandbytes import cextension
 
-    if not isinstance(cextension.lib, cextension.ErrorHandlerMockBNBNativeLibrary):
+    missing = isinstance(cextension.lib, cextension.ErrorHandlerMockBNBNativeLibrary)
+    if not missing and not virtual_xpu.is_enabled():
         return False
     for name in _NAMES:
         setattr(cextension.lib, name, globals()[f"_{name}"])

@@ -26,6 +26,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bitsandbytes_intel.reciprocal import fast_reciprocal
+
 __all__ = [
     "codebook",
     "dequantize_4bit",
@@ -51,6 +53,14 @@ STORAGES = (torch.uint8, *FLOATS)
 BLOCKSIZES_4BIT = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 QUANT_TYPES = ("nf4", "fp4")
 
+# fmt: off
+# Where the CUDA kernels change from one code of NF4 to the next: the midpoints, some rounded up and some down.
+_NF4_BOUNDS = (
+    -0.8480964303, -0.6106328964, -0.4599952698, -0.33967942, -0.2346073985, -0.137911737, -0.0455250181,
+    0.0397901498, 0.1202552542, 0.2035212517, 0.2920137644, 0.3893125355, 0.5016633868, 0.6427869201,
+    0.8614783883,
+)
+# fmt: on
 # Where the CUDA kernels change from one magnitude of FP4 to the next, in increasing order, and the codes between them.
 _FP4_BOUNDS = (0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333)
 _FP4_ORDER = (0, 1, 6, 7, 4, 5, 2, 3)
@@ -171,7 +181,7 @@ def gemm_4bit(
         absmax_offset: One value.
 
     Raises:
-        ValueError: an argument is none of these, or one of the last two is missing.
+        ValueError: an argument is none of these, or one of the last three is missing where another is given.
     """
     _check_quant_type(quant_type)
     if absmax_8bit is not None:
@@ -179,6 +189,8 @@ def gemm_4bit(
             raise ValueError("absmax_code and absmax_offset must be given with absmax_8bit")
         absmax = dequantize_blockwise(absmax_8bit, absmax, absmax_code, 256, torch.float32)
         absmax = _cpu(absmax).reshape(-1) + _cpu(absmax_offset).float().reshape(())
+    elif absmax_code is not None or absmax_offset is not None:
+        raise ValueError("absmax_8bit must be given with absmax_code and absmax_offset")
     return _product(A, _weight(A, B, shapeB, absmax, _codebook(quant_type), blocksize), bias)
 
 
@@ -236,12 +248,10 @@ def quantize_4bit(
     _check_one_of("A's dtype", A.dtype, FLOATS)
     _check_one_of("quant_storage", quant_storage, STORAGES)
     blocks, absmax = _blocks(A, blocksize)
-    scaled = (blocks * _fast_reciprocal(absmax).unsqueeze(1)).reshape(-1)
+    scaled = _scaled(blocks, absmax)
     n = A.numel()
     if quant_type == "nf4":
-        table = _codebook("nf4").double()
-        bounds = ((table[1:] + table[:-1]) / 2).float()
-        codes = torch.where(scaled.isnan(), 0, torch.bucketize(scaled, bounds))
+        codes = torch.where(scaled.isnan(), 0, torch.bucketize(scaled, torch.tensor(_NF4_BOUNDS)))
     else:
         magnitude = torch.bucketize(scaled.abs(), torch.tensor(_FP4_BOUNDS))
         codes = torch.where(scaled.isnan(), 0, torch.tensor(_FP4_ORDER)[magnitude] + 8 * (scaled < 0))
@@ -271,7 +281,7 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
     if blocksize <= 0:
         raise ValueError(f"blocksize must be positive, got {blocksize}")
     blocks, absmax = _blocks(A, blocksize)
-    x = (blocks * (1.0 / absmax).unsqueeze(1)).reshape(-1)[: A.numel()]
+    x = _scaled(blocks, absmax)[: A.numel()]
     table = _cpu(code).reshape(-1).float()
     pivot = torch.full(x.shape, 127)
     below, above = torch.zeros_like(pivot), torch.full_like(pivot, 255)
@@ -313,9 +323,7 @@ def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Te
         rows = rows.masked_fill(outliers, 0.0)
         columns = outliers.any(dim=0).nonzero().reshape(-1)
     absmax = rows.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=1)
-    # 127 times CUDA's fast reciprocal, which a power of two keeps away from denormals.
-    down = torch.where(absmax > 1e30, 2.0**-32, 1.0)
-    scale = torch.where(absmax.isinf(), 0.0, _fast_reciprocal(absmax * down) * 127.0 * down)
+    scale = fast_reciprocal(absmax) * 127.0
     codes = (rows * scale.unsqueeze(1)).nan_to_num(0.0, posinf=0.0, neginf=0.0).round().to(torch.int8)
     if columns is not None and rows.shape[0] > 1:
         codes[:, columns] = 0
@@ -624,25 +632,28 @@ def _product(A: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _blocks(A: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
-    """A in fp32, flat, padded with zeros to whole blocks, ``[blocks, blocksize]``, and absmax. NaN is no maximum."""
+    """A in fp32, flat, padded with zeros to whole blocks, ``[blocks, blocksize]``, and absmax.
+
+    As with CUDA, NaN is no maximum, a block of nothing but NaN has that of the lowest float, and denormals are zeros.
+    """
     flat = _cpu(A).reshape(-1).float()
     blocks = -(-flat.numel() // blocksize)
     padded = torch.zeros(blocks * blocksize)
     padded[: flat.numel()] = flat
     by_block = padded.reshape(blocks, blocksize)
-    absmax = by_block.abs().nan_to_num(0.0, posinf=math.inf).amax(dim=1) if blocks else torch.empty(0)
-    return by_block, absmax
+    lowest = torch.finfo(torch.float32).min
+    absmax = by_block.abs().nan_to_num(lowest, posinf=math.inf).amax(dim=1) if blocks else torch.empty(0)
+    return by_block, _flushed(absmax)
 
 
-def _fast_reciprocal(x: Tensor) -> Tensor:
-    """1 / x in fp32 as CUDA's 4-bit kernels have it: their fast instruction rounds up from about a quarter of an ulp.
+def _flushed(x: Tensor) -> Tensor:
+    """Denormals as zeros."""
+    return torch.where(x.abs() < 2.0**-126, 0.0, x)
 
-    That decides elements that lie at the very bound between two codes.
-    """
-    exact = 1.0 / x.double()
-    exponent = torch.frexp(exact).exponent
-    ulp = torch.ldexp(torch.full_like(exact, 2.0**-24), exponent)
-    return torch.where(exact.isfinite() & (exact > 0), exact + ulp / 4, exact).float()
+
+def _scaled(blocks: Tensor, absmax: Tensor) -> Tensor:
+    """Blocks times the reciprocals of their absmax, as CUDA's kernels multiply: flat."""
+    return _flushed(_flushed(blocks) * fast_reciprocal(absmax.clamp(min=0)).unsqueeze(1)).reshape(-1)
 
 
 OPTIMIZERS = ("adam", "lamb", "ademamix", "momentum", "lars", "rmsprop", "adagrad", "lion")

@@ -23,6 +23,9 @@ _PACKAGE = pathlib.Path(__file__).parent
 XPU_LIBRARY = _PACKAGE / "libbitsandbytes_intel_xpu.so"
 TORCH_LIBRARY = _PACKAGE / "libbitsandbytes_intel_torch.so"
 KINDS = ("cpu", "gpu16", "gpu32")
+MATRIX_KINDS = ("xmx16", "mma32")
+"""GPUs with a matrix unit for sub-groups of 16 (Intel's XMX), and of 32 (NVIDIA's, in benchmarks/ptx alone): they have
+the kernels of gpu16 and gpu32, and those of gemm_4bit_matrix."""
 
 _MESSAGE_SIZE = 4096
 _Builder = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_char), ctypes.c_size_t)
@@ -44,7 +47,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Device:
-    """A SYCL device: its kind ("cpu", "gpu16", "gpu32": CPU, GPU with sub-groups of 16, of 32) and who drives it."""
+    """A SYCL device: its kind and who drives it.
+
+    The kind is "cpu", "gpu16" or "gpu32" (CPU, GPU with sub-groups of 16, of 32), or one of MATRIX_KINDS.
+    """
 
     index: int
     kind: str
@@ -108,8 +114,8 @@ def _check(function: Callable[..., int], *args: object) -> None:
 
 def catalogue(kind: str) -> list[Family]:
     """Every family of kernels for a kind of device."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in KINDS + MATRIX_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS + MATRIX_KINDS)}, got {kind!r}")
     lib = library()
     families = []
     for line in lib.bnb_xpu_families(kind.encode()).decode().splitlines():
