@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+from typing import ClassVar
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -84,7 +85,7 @@ class SharedLibrary(Extension):
 class BuildLibraries(build_ext):
     """Compiles and links the libraries; each compiler call is plain enough to repeat by hand."""
 
-    user_options = (*build_ext.user_options, ("only=", None, "build these alone, of torch, cpu, xpu: cpu,torch"))
+    user_options: ClassVar = [*build_ext.user_options, ("only=", None, "libraries to build, of torch,cpu,xpu")]
 
     def initialize_options(self) -> None:
         """All libraries, unless told otherwise."""

@@ -62,11 +62,9 @@ def functions_by_file(library: str) -> dict[tuple[str, int], str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "library", [cpu.LIBRARY, cpu.LIBRARY.with_name("libbitsandbytes_intel_torch.so")], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("library", [cpu.LIBRARY, runtime.TORCH_LIBRARY], ids=lambda path: path.name)
 def test_instructions_stay_within_their_files(library):
-    """Functions that the linker could take for another file's, and what runs while the library loads, are plain x86-64."""
+    """What the linker could take for another file's, and what runs while the library loads, is plain x86-64."""
     local = functions_by_file(str(library))
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", "-w", str(library)], capture_output=True, text=True, check=True
