@@ -21,9 +21,9 @@ PATH = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\
 
 
 @pytest.fixture(scope="module")
-def calls(device):
+def calls(xpu):
     """Every call, and what it returns when nothing else is at work."""
-    every = concurrency.every_call(device)
+    every = concurrency.every_call(xpu)
     return {name: (run, concurrency.on_cpu(run())) for name, run in every.items()}
 
 
@@ -54,8 +54,8 @@ def chain(W, A, one, two):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
-def test_dependent_work_on_two_streams(dtype, device):
-    W, A = (torch.randn(shape, device=device).to(dtype) for shape in ((1024, 2048), (4, 2048)))
+def test_dependent_work_on_two_streams(dtype, xpu):
+    W, A = (torch.randn(shape, device=xpu).to(dtype) for shape in ((1024, 2048), (4, 2048)))
     default = torch.xpu.current_stream()
     expected = chain(W, A, default, default)
     one, two = torch.xpu.Stream(), torch.xpu.Stream()
@@ -131,10 +131,10 @@ def same(results, calls):
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
-def test_spawned_processes(calls, device):
+def test_spawned_processes(calls, xpu):
     """The parent has used the device, and goes on while its children work."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        pending = [pool.apply_async(concurrency.results, (device,)) for _ in range(2)]
+        pending = [pool.apply_async(concurrency.results, (xpu,)) for _ in range(2)]
         for run, expected in calls.values():
             concurrency.check(run(), expected)
         for results in (each.get(timeout=100) for each in pending):

@@ -134,16 +134,15 @@ runpy.run_module("bitsandbytes_intel", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="qemu-x86_64 (Debian: qemu-user) is not installed")
-@pytest.mark.parametrize(("model", "best"), [("Nehalem", "scalar"), ("Haswell", "avx2")])
-def test_every_operator_on_an_older_cpu(model, best):
+def test_every_operator_on_a_cpu_without_avx():
     """The whole validation of the CPU's operators, on a CPU that is emulated."""
     environment = {**os.environ, "BNB_INTEL_VIRTUAL_XPU": "0", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(
-        ["qemu-x86_64", "-cpu", model, sys.executable, "-c", WITHOUT_UPSTREAM],
+        ["qemu-x86_64", "-cpu", "Nehalem", sys.executable, "-c", WITHOUT_UPSTREAM],
         env=environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f'"{best}"' in done.stdout
+    assert '"scalar"' in done.stdout
     for operator in ops.OPERATORS:
         if "cpu" in operator.devices:
             assert operator.name in done.stdout

@@ -98,6 +98,20 @@ inline int thread_count(void* queue) {
 // time that a fresh output costs is the page faults of 4 KiB each.
 void expect_writes(void* memory, int64_t bytes);
 
+// ---- arithmetic -----------------------------------------------------------------------------------------------------
+// While it lives, this thread's denormals are zeros, as operands and as results: CUDA's quantisation is built so.
+class FlushDenormals {
+ public:
+  FlushDenormals() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | kFlush | kZeros); }
+  ~FlushDenormals() { __builtin_ia32_ldmxcsr(before_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  static constexpr unsigned kFlush = 0x8000, kZeros = 0x40;
+  unsigned before_;
+};
+
 // ---- calls ----------------------------------------------------------------------------------------------------------
 // Runs the body of a C function: 0, or 1 and the message of what it threw.
 template <class Body>

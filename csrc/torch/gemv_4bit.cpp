@@ -7,7 +7,7 @@ namespace {
 Problem check_gemv(const char* op, const Tensor& A, const Tensor& B, const Shape& shapeB, const Tensor& absmax,
                    const Tensor& code, int64_t blocksize) {
   Problem p = check_product(op, A, B, shapeB, blocksize);
-  if (absmax.scalar_type() == ScalarType::BFloat16 && is_on_cpu(A))
+  if (absmax.defined() && absmax.scalar_type() == ScalarType::BFloat16 && is_on_cpu(A))
     fail(op, ": absmax must be float32, got bfloat16: Linear4bit repacks its weight so on CPUs with AVX512-BF16, but not while",
          " bitsandbytes-intel is registered; load or quantise the layer again");
   check_absmax(op, absmax, ceil_div(p.n * p.k, blocksize), "one for each block", A);

@@ -1,6 +1,6 @@
 """1 / x as NVIDIA's fast instruction for it has it: bitsandbytes' CUDA kernels, built with fast math, scale by it.
 
-Its last bit decides which code an element half-way between two gets, so the kernels (csrc/xpu_kernels/reciprocal.h,
+Its last bit decides which code an element half-way between two gets, so the kernels (csrc/reciprocal.h,
 where the same table is explained) and the reference have to follow it.
 """
 

@@ -1,7 +1,6 @@
 #include "int8_vectorwise_quant.h"
 
-#include <cmath>
-#include <limits>
+#include "../../reciprocal.h"
 
 namespace bnb::cpu {
 
@@ -19,24 +18,9 @@ float rounded(int dtype, float threshold) {
   return with_dtype(dtype, [&](auto zero) { return to_float(from_float<decltype(zero)>(threshold)); });
 }
 
-// 1 / x for 0 < x < 2^101 as CUDA's fast instruction has it: it rounds up from about a quarter of an ulp, and that
-// decides elements that lie half-way between two codes. Infinity and 0 as usual.
-float fast_reciprocal(float x) {
-  float r = 1.0f / x;
-  if (x < 1e-37f || x > 2e30f) return r;
-  const double ulp = std::ldexp(1.0, std::ilogb(r) - 23);
-  const double below = (1.0 / static_cast<double>(x) - static_cast<double>(r)) / ulp;
-  if (below > 0.25) return std::nextafter(r, std::numeric_limits<float>::infinity());
-  return below < -0.75 ? std::nextafter(r, 0.0f) : r;
-}
-
 }  // namespace
 
-float scale_of_row(float top) {
-  const bool large = top > 1e30f && top < std::numeric_limits<float>::infinity();
-  const float scale = fast_reciprocal(large ? top * 0x1p-32f : top) * 127.0f;
-  return large ? scale * 0x1p-32f : scale;
-}
+float scale_of_row(float top) { return fast_reciprocal(top) * 127.0f; }
 
 }  // namespace bnb::cpu
 

@@ -17,7 +17,7 @@ constexpr Tree tree_of(int data_type) {
       int prefix = 0;
       for (int j = 0; j < d; j++) prefix = 2 * prefix + (path >> j & 1);
       const int rank = ((2 * prefix + 1) << (levels - 1 - d)) - 1;
-      tree.at[(1 << d) + path] = data_type == BNB_NF4 ? (kNF4[rank] + kNF4[rank + 1]) * 0.5f : kFP4Bounds[rank];
+      tree.at[(1 << d) + path] = data_type == BNB_NF4 ? kNF4Bounds[rank] : kFP4Bounds[rank];
     }
   return tree;
 }

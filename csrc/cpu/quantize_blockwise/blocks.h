@@ -1,20 +1,25 @@
 // The walk through blocks, for every instruction set: included like lanes_<isa>.h, after it and after
 //   packed_64<DATA_TYPE>(from, scale0, scale1, to): 64 elements at `from`, times scale0 in the first half and scale1 in
-//   the second, as codes in 32 bytes at `to`. No product is infinite.
+//   the second, as codes in 32 bytes at `to`. No product is infinite, and denormals are zeros (FlushDenormals).
 
+// The largest magnitude of a block of `blocksize` of which n elements are there; the others count as zeros. NaN is no
+// maximum: a block of nothing else has the lowest float, as with CUDA. Denormals are zeros.
 template <class T>
-BNB_INLINE float absmax_of(const T* from, int64_t n) {
-  Lanes most[4] = {broadcast(0), broadcast(0), broadcast(0), broadcast(0)};
+BNB_INLINE float absmax_of(const T* from, int64_t n, int64_t blocksize) {
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  Lanes most[4] = {broadcast(kLowest), broadcast(kLowest), broadcast(kLowest), broadcast(kLowest)};
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes)
     for (int j = 0; j < 4; j++) most[j] = larger(magnitude(load(from + i + j * kLanes)), most[j]);
   for (; i + kLanes <= n; i += kLanes) most[0] = larger(magnitude(load(from + i)), most[0]);
   if (i < n) {
-    T rest[kLanes] = {};
+    T rest[kLanes];
+    for (T& each : rest) each = from[i];
     __builtin_memcpy(rest, from + i, static_cast<size_t>(n - i) * sizeof(T));
     most[0] = larger(magnitude(load(rest)), most[0]);
   }
-  return largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+  const float found = std::max(largest(larger(larger(most[0], most[1]), larger(most[2], most[3]))), n < blocksize ? 0.0f : kLowest);
+  return std::fabs(found) < std::numeric_limits<float>::min() ? 0.0f : found;
 }
 
 template <int DATA_TYPE, class T>
@@ -28,21 +33,9 @@ void blocks_4bit(const Quantize& q, int64_t first, int64_t last) {
     float scales[kBlocks];
     float* const absmax = q.absmax + start;
     for (int64_t b = 0, i = begin; b < count; b++, i += q.blocksize)
-      absmax[b] = absmax_of(A + i, std::min(q.blocksize, end - i));
-    bool overflows = false;
-    for (int64_t b = 0; b < count; b++) {
-      scales[b] = fast_reciprocal(absmax[b]);
-      overflows |= scales[b] == std::numeric_limits<float>::infinity() && absmax[b] > 0;
-    }
+      absmax[b] = absmax_of(A + i, std::min(q.blocksize, end - i), q.blocksize);
+    for (int64_t b = 0; b < count; b++) scales[b] = block_scale(absmax[b]);
     const auto scale_at = [&](int64_t i) { return scales[(i - begin) >> shift]; };
-    if (overflows) {  // blocks of denormals
-      for (int64_t i = begin; i < end; i += 2) {
-        const uint32_t above = code_of_4bit<DATA_TYPE>(to_float(A[i]) * scale_at(i));
-        const uint32_t below = code_of_4bit<DATA_TYPE>((i + 1 < end ? to_float(A[i + 1]) : 0.0f) * scale_at(i));
-        q.out[i / 2] = static_cast<uint8_t>(above << 4 | below);
-      }
-      continue;
-    }
     int64_t i = begin;
     for (; i + 64 <= end; i += 64)
       packed_64<DATA_TYPE>(A + i, broadcast(scale_at(i)), broadcast(scale_at(i + 32)), q.out + i / 2);
@@ -63,7 +56,7 @@ void blocks_8bit(const Quantize& q, int64_t first, int64_t last) {
     const T* const from = static_cast<const T*>(q.A) + block * q.blocksize;
     uint8_t* const to = q.out + block * q.blocksize;
     const int64_t size = std::min(q.blocksize, q.n - block * q.blocksize);
-    const float maximum = absmax_of(from, size), scale = 1.0f / maximum;
+    const float maximum = absmax_of(from, size, q.blocksize), scale = block_scale(maximum);
     q.absmax[block] = maximum;
     if (!q.thresholds) {
       for (int64_t i = 0; i < size; i++) to[i] = static_cast<uint8_t>(code_among(q.code, to_float(from[i]) * scale));
@@ -91,11 +84,13 @@ void blocks_8bit(const Quantize& q, int64_t first, int64_t last) {
 }
 
 void run_4bit(const Quantize& q, int64_t first, int64_t last) {
+  const FlushDenormals flush;
   with_dtype(q.dtype, [&](auto zero) {
     using T = decltype(zero);
     q.data_type == BNB_NF4 ? blocks_4bit<BNB_NF4, T>(q, first, last) : blocks_4bit<BNB_FP4, T>(q, first, last);
   });
 }
 void run_8bit(const Quantize& q, int64_t first, int64_t last) {
+  const FlushDenormals flush;
   with_dtype(q.dtype, [&](auto zero) { blocks_8bit<decltype(zero)>(q, first, last); });
 }

@@ -16,11 +16,17 @@ bool increases(const float* code) {
   return true;
 }
 
+// The float above x, where denormals are zeros.
+float above(float x) {
+  constexpr float kLeast = std::numeric_limits<float>::min();
+  return std::fabs(x) < kLeast ? kLeast : std::nextafter(x, std::numeric_limits<float>::infinity());
+}
+
 // The midpoints. Where that is the lower value itself, CUDA gives this value its own code, not the even one above.
 void set_thresholds(Thresholds& t, const float* code, int64_t n) {
   for (int i = 0; i < 255; i++) {
     const float middle = (code[i] + code[i + 1]) * 0.5f;
-    t.sorted[i] = i % 2 && !(middle > code[i]) ? std::nextafter(code[i], std::numeric_limits<float>::infinity()) : middle;
+    t.sorted[i] = i % 2 && !(middle > code[i]) ? above(code[i]) : middle;
   }
   t.sorted[255] = 0;
   t.arrange(n);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../../reciprocal.h"
 #include "../lanes.h"
 
 namespace bnb::cpu {
@@ -48,7 +49,7 @@ constexpr Buckets buckets_of(int data_type) {
     b.below[bucket] = b.above[bucket] = code(rank);
     b.bound[bucket] = std::numeric_limits<float>::infinity();
     if (rank == bounds) continue;
-    const float bound = nf4 ? (kNF4[rank] + kNF4[rank + 1]) * 0.5f : kFP4Bounds[rank];
+    const float bound = nf4 ? kNF4Bounds[rank] : kFP4Bounds[rank];
     if (b.of(bound) != static_cast<uint32_t>(bucket)) continue;
     b.bound[bucket] = bound;
     b.above[bucket] = code(++rank);
@@ -82,16 +83,10 @@ inline uint32_t code_of_4bit(float x) {
   return DATA_TYPE == BNB_FP4 && x < 0 ? code | 8 : code;
 }
 
-// 1 / absmax as CUDA's instruction for it has it: plus a quarter of a unit in the last place, correctly rounded. In
-// double nothing is lost: the quotient of two floats is never so near to where the rounding changes.
-inline float fast_reciprocal(float absmax) {
-  const double exact = 1.0 / static_cast<double>(absmax);
-  const uint64_t bits = std::bit_cast<uint64_t>(exact);
-  // 2^-26 of the power of two: a quarter of a unit of 24 bits is that of the exponent less 25
-  const uint64_t exponent = bits >> 52;
-  const bool plain = exponent > 25 && exponent < 0x7ff;
-  const double quarter = std::bit_cast<double>(plain ? (exponent - 25) << 52 : 0);
-  return static_cast<float>(exact + quarter);
+// What a block's elements are multiplied by. NaN for a block of zeros: CUDA multiplies its zeros by infinity.
+inline float block_scale(float absmax) {
+  const float scale = fast_reciprocal(std::max(absmax, 0.0f));
+  return scale < std::numeric_limits<float>::infinity() ? scale : std::numeric_limits<float>::quiet_NaN();
 }
 
 // ---- 8 bits ---------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def _show_operators(out: Output, setup: Setup) -> None:
 
 def _validate(out: Output, setup: Setup, wanted: str) -> bool:
     have = {device for operator in ops.OPERATORS for device in operator.devices}
-    devices = [device for device in _DEVICES if wanted in (device, "all") and device in have]
+    devices = [device for device in reversed(_DEVICES) if wanted in (device, "all") and device in have]
     if not devices:
         raise Unusable(f"none of our operators is for {wanted} in this version, so there is nothing to check")
     if setup.no_xpu and "xpu" in devices:
