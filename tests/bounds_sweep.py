@@ -56,6 +56,7 @@ NS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 66, 67, 129)
 # So many rows that the GPU kernels for large matrices run, whatever the number of cores.
 WIDE = 40 * (os.cpu_count() or 1) + 3
 MS = {"gemv_4bit": (1, 1, 2, 3), "gemm_4bit": (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33)}
+CPU_MS = {"gemv_4bit": (1, 1, 2, 3, 4), "gemm_4bit": (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 70)}
 _last = ""
 
 
@@ -320,6 +321,8 @@ def main(kind: str, name: str, rounds: str = "1") -> None:
     faulthandler.enable()
     kernels = guarded.Kernels(kind)
     assert kernels.kind == kind
+    if kernels.queue is None:
+        globals().update(WIDE=160, MS=CPU_MS)  # more panels than a thread takes at a time
     try:
         sweeps = {"dequantize_blockwise": dequantize_blockwise, "int8": int8, "optimizer": optimizer}
         count = sweeps.get(name, functools.partial(product, name))(kernels, int(rounds))

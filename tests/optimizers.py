@@ -116,7 +116,8 @@ def check(
         if got.dtype == torch.uint8:
             off = (got.int() - wanted.int()).abs()
             assert off.max() <= 1, f"{key}: a code is off by {off.max()}"
-            assert (off > 0).float().mean() <= 0.01 * steps, f"{key}: {(off > 0).sum()} codes of {off.numel()} are off"
+            few = 1 + 0.005 * steps * off.numel()  # of some dozens, one may lie at a bound
+            assert (off > 0).sum() <= few, f"{key}: {(off > 0).sum()} codes of {off.numel()} are off"
         elif key == "p":
             eps = torch.finfo(got.dtype).eps
             tolerance = steps * (wanted.double().abs() * max(eps, 2e-6) + lr * 1e-4)
