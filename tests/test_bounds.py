@@ -3,6 +3,9 @@
 import itertools
 import os
 import pathlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,10 +17,21 @@ ELSEWHERE = {"quantize_blockwise"}  # has a sweep of its own
 KINDS = (*runtime.KINDS, *cpu.isas())
 
 
-def run(python, *arguments, check=False):
-    code = f"import runpy, sys; sys.path.insert(0, {str(SWEEP.parent)!r}); sys.argv = ['', *{arguments!r}];"
-    code += f"runpy.run_path({str(SWEEP)!r}, run_name='__main__')"
-    return python(code, check=check, timeout=600, BNB_INTEL_AUTOLOAD="0", BNB_INTEL_VIRTUAL_XPU=None)
+def sweep(kind, operator):
+    """The finished process: of one core's work, so that several run side by side."""
+    rounds = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1 if kind.startswith("gpu") else 2
+    given = {name: value for name, value in os.environ.items() if name != "BNB_INTEL_VIRTUAL_XPU"}
+    command = [sys.executable, str(SWEEP), kind, operator, str(rounds)]
+    return subprocess.run(command, env={**given, "BNB_INTEL_AUTOLOAD": "0"}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def sweeps(request):
+    """The processes to come, by kind and operator, of the tests that were asked for."""
+    asked = (item.callspec.params for item in request.session.items if "sweeps" in getattr(item, "fixturenames", ()))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {(p["kind"], p["operator"]): pool.submit(sweep, p["kind"], p["operator"]) for p in asked}
+        pool.shutdown(cancel_futures=True)
 
 
 # What the kinds with a matrix unit have beyond the others is a gemm.
@@ -25,10 +39,9 @@ def run(python, *arguments, check=False):
     ("kind", "operator"),
     [*itertools.product(KINDS, OPERATORS), *((kind, "gemm_4bit") for kind in runtime.MATRIX_KINDS)],
 )
-def test_every_kernel_stays_within_its_operands(kind, operator, python):
+def test_every_kernel_stays_within_its_operands(kind, operator, sweeps):
     """Of the SYCL CPU device, of GPUs, compiled for the CPU device, and of each instruction set of this CPU."""
-    rounds = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1 if kind.startswith("gpu") else 2
-    done = run(python, kind, operator, str(rounds))
+    done = sweeps[kind, operator].result()
     last = "\n".join(done.stderr.splitlines()[-40:])
     assert done.returncode == 0, f"exit status {done.returncode} after:\n{last}"
     assert "touched no byte outside" in done.stdout
