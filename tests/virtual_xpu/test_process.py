@@ -42,6 +42,28 @@ def test_exit_is_clean(python, code):
     _quiet(python(code))
 
 
+def test_exit_is_clean_when_autograd_is_slow(python):
+    """Its thread gets the processor last, so that it lets go of a backward pass after the program's last line."""
+    slow = """
+import os
+def backward():
+    x = torch.ones(3, device='xpu', requires_grad=True)
+    (x * 2).sum().backward()
+    return x.grad
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+backward()
+for thread in os.listdir('/proc/self/task'):
+    with open(f'/proc/self/task/{thread}/comm') as name:
+        if name.read().startswith('pt_autograd'):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+            found = True
+assert found
+y = backward()
+"""
+    for _ in range(3):
+        _quiet(python(slow))
+
+
 def test_exit_code_is_kept(python):
     assert python("torch.ones(3, device='xpu'); import sys; sys.exit(3)").returncode == 3
 

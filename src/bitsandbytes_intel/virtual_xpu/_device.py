@@ -103,7 +103,27 @@ def load(path: pathlib.Path) -> Library:
         _fill_torch(library)
     # Kernels still at work must not outlive the interpreter, and no memory is freed after this.
     atexit.register(library.shut_down)
+    atexit.register(_settle_autograd)
     return library
+
+
+def _settle_autograd() -> None:
+    """Wait until autograd's thread has let go of the last backward pass.
+
+    `torch.autograd` gives a pass Python's context, which the thread releases after `backward()` has returned: where the
+    interpreter is at its end by then, the process aborts. One more pass, without a context, comes behind it in the
+    thread's queue; what that one holds is never freed.
+    """
+    if not any(task.read_text().startswith("pt_autograd") for task in pathlib.Path("/proc/self/task").glob("*/comm")):
+        return
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf, gradient = torch.ones(1, device="xpu", requires_grad=True), torch.ones(1, device="xpu")
+        kept = leaf, gradient, leaf * gradient
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        engine = torch.autograd.Variable._execution_engine
+        engine.run_backward((kept[-1],), (gradient,), True, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 _BOOLEANS = ("has_fp16", "has_fp64", "has_atomic64")
