@@ -1,4 +1,4 @@
-"""gemv_4bit and gemm_4bit of one row, against upstream's and the read bandwidth.
+"""gemv_4bit, against upstream's and the read bandwidth.
 
 The limit is memory: the weights and their statistics are read once.
 """
@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import torch
 from bitsandbytes.functional import get_4bit_type
-from common import BNB, DEVICE, Report, Row, has_upstream, in_turns, name_of, packed
+from common import BNB, DTYPES, Report, has_upstream, name_of, packed
 
 SHAPES = ((4096, 4096), (14336, 4096))
 
 
 def add_rows(report: Report) -> None:
-    """gemv_4bit at each dtype and shape; gemm_4bit of one row, nested or not, at the first."""
-    table = get_4bit_type("nf4", device=DEVICE)
+    """Each dtype and shape."""
+    table = get_4bit_type("nf4", device=report.device)
     for n, k in SHAPES:
-        weights = packed(n, k, 8)
-        for dtype in (torch.float16, torch.bfloat16, torch.float32):
-            x = torch.randn(1, k).to(dtype).to(DEVICE)
+        weights = packed(n, k, report.device)
+        for dtype in DTYPES:
+            goal = 12 if dtype == torch.float32 else 30
+            x = torch.randn(1, k).to(dtype).to(report.device)
 
             def run(i: int, x=x, weights=weights, shape=(n, k)) -> None:
                 codes, absmax = weights[i % len(weights)]
                 BNB.gemv_4bit(x, codes, shape, absmax, table, 64)
 
-            ours, upstream = in_turns(run, upstream=has_upstream(), repeats=5)
-            share = n * k * (0.5 + 4 / 64) / ours / 1e6 / report.read_gbps
-            row = Row("gemv_4bit", f"nf4 {n} x {k} {name_of(dtype)}", ours, upstream, share, "read")
-            report.add(row, ratio=12 if dtype == torch.float32 else 30, share=0.3)
+            report.time(
+                "gemv_4bit", f"nf4 {n} x {k} {name_of(dtype)}", run, upstream=report.on_cpu or has_upstream(),
+                repeats=5, moved=n * k * (0.5 + 4 / 64), of="read",
+                ratio=1 if report.on_cpu else goal, share=0.85 if report.on_cpu else 0.3,
+            )  # fmt: skip

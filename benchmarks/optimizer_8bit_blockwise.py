@@ -6,33 +6,16 @@ XPU without Triton; its CPU operators, on the same values, stand in.
 
 from __future__ import annotations
 
-import functools
-import statistics
-import time
-from collections.abc import Callable
-
 import bitsandbytes.functional as F
 import torch
-from common import BNB, Report, Row, in_turns, timed
-
-from bitsandbytes_intel import ops
+from common import BNB, Report, Run, name_of
 
 NAMES = ("adam", "ademamix", "lion", "momentum")
 DTYPES = (torch.float32, torch.bfloat16)
 N = 10_000_000
 
 
-def on_cpu(run: Callable[[], object], rounds: int) -> float:
-    """Seconds of one run, the median."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def problem(name: str, dtype: torch.dtype, device: str) -> Callable[[int], None]:
+def problem(name: str, dtype: torch.dtype, device: str) -> Run:
     """One step of a tensor of N elements, by its number."""
     rows, two = (2 if name == "ademamix" else 1), name in ("adam", "ademamix")
     blocks = -(-N // 256)
@@ -57,26 +40,9 @@ def add_rows(report: Report) -> None:
     """The optimizers that differ in what they move."""
     for name in NAMES:
         for dtype in DTYPES:
-            ours = problem(name, dtype, report.device)
-            if report.device == "cpu":
-                mine, upstream = in_turns(ours, rounds=3)
-                assert upstream is not None
-            else:
-                theirs = problem(name, dtype, "cpu")
-                ours(1)
-                mine = statistics.median(timed(lambda i=i, ours=ours: ours(i)) for i in range(2, 11)) * 1e3
-                ops.unregister()
-                theirs(1)
-                upstream = on_cpu(functools.partial(theirs, 2), 3) * 1e3
-                ops.register()
             states = {"adam": 2, "ademamix": 3}.get(name, 1)
-            share = N * (3 * dtype.itemsize + 2 * states) / mine / 1e6 / report.copy_gbps
-            row = Row(
-                "optimizer_update_8bit_blockwise",
-                f"{name} {N} {dtype}".replace("torch.", ""),
-                mine,
-                upstream,
-                share,
-                "copy",
-            )
-            report.add(row, ratio=8 if report.device == "cpu" else 5)
+            report.time(
+                "optimizer_update_8bit_blockwise", f"{name} {N} {name_of(dtype)}",
+                problem(name, dtype, report.device), upstream=problem(name, dtype, "cpu"), rounds=5, repeats=2,
+                moved=N * (3 * dtype.itemsize + 2 * states), ratio=8 if report.on_cpu else 5,
+            )  # fmt: skip
