@@ -14,25 +14,31 @@ from common import BNB, Report, Run, name_of, packed, rotation
 
 N = K = 4096
 ROWS = (1, 4, 16, 128, 512)
+# A product with an activation of so many rows.
+Peer = Callable[[torch.Tensor], Run]
 
 
-def torch_int4(x: torch.Tensor) -> Run:
+def torch_int4(dtype: torch.dtype) -> Peer:
     """Torch's own product with 4-bit integers in groups of 64."""
     weights = rotation(
         lambda: torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (N, K), dtype=torch.int32), 2)
     )
-    scales = torch.rand(K // 64, N, 2).to(x.dtype)
-    return lambda i: torch.ops.aten._weight_int4pack_mm_for_cpu(x, weights[i % len(weights)], 64, scales)
+    scales = torch.rand(K // 64, N, 2).to(dtype)
+    return lambda x: lambda i: torch.ops.aten._weight_int4pack_mm_for_cpu(x, weights[i % len(weights)], 64, scales)
 
 
-def onnx_runtime(x: torch.Tensor, operator: str) -> Run:
+def onnx_runtime(dtype: torch.dtype, operator: str) -> Peer:
     """One node of ONNX Runtime, with torch's number of threads; float32, which is what it has on a CPU."""
-    sessions = onnx_sessions(operator, x.shape[0])
-    feed = {"A": x.float().numpy()}
-    return lambda i: sessions[i % len(sessions)].run(None, feed)
+    sessions = onnx_sessions(operator)
+
+    def peer(x: torch.Tensor) -> Run:
+        feed = {"A": x.numpy()}
+        return lambda i: sessions[i % len(sessions)].run(None, feed)
+
+    return peer
 
 
-def onnx_sessions(operator: str, rows: int, copies: int = 8) -> list:
+def onnx_sessions(operator: str, copies: int = 8) -> list:
     """Models of one node, each with a weight of its own."""
     import numpy as np
     import onnx
@@ -52,8 +58,8 @@ def onnx_sessions(operator: str, rows: int, copies: int = 8) -> list:
         node = helper.make_node(operator, ["A", "B", "scales"], ["Y"], domain="com.microsoft", **attributes)
         graph = helper.make_graph(
             [node], "product",
-            [helper.make_tensor_value_info("A", TensorProto.FLOAT, [rows, K])],
-            [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [rows, N])],
+            [helper.make_tensor_value_info("A", TensorProto.FLOAT, ["M", K])],
+            [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["M", N])],
             [numpy_helper.from_array(codes, "B"), numpy_helper.from_array(scales, "scales")],
         )  # fmt: skip
         model = helper.make_model(
@@ -68,7 +74,7 @@ def onnx_sessions(operator: str, rows: int, copies: int = 8) -> list:
     return sessions
 
 
-PEERS: dict[str, tuple[Callable[[torch.Tensor], Run], tuple[torch.dtype, ...]]] = {
+PEERS: dict[str, tuple[Callable[[torch.dtype], Peer], tuple[torch.dtype, ...]]] = {
     "ONNX Runtime MatMulBnb4": (functools.partial(onnx_runtime, operator="MatMulBnb4"), (torch.float32,)),
     "ONNX Runtime MatMulNBits": (functools.partial(onnx_runtime, operator="MatMulNBits"), (torch.float32,)),
     "torch int4": (torch_int4, (torch.float32, torch.bfloat16)),
@@ -81,16 +87,17 @@ def add_rows(report: Report) -> None:
     absmax = weights[0][1]
     for name, (make, dtypes) in PEERS.items():
         for dtype in dtypes:
+            try:
+                peer = make(dtype)
+                peer(torch.randn(1, K).to(dtype))(0)
+            except Exception as error:
+                report.notes.append(f"{name}, {name_of(dtype)}: {type(error).__name__}: {error}".splitlines()[0])
+                continue
             for rows in ROWS:
                 x = torch.randn(rows, K).to(dtype)
-                try:
-                    peer = make(x)
-                    peer(0)
-                except Exception as error:
-                    report.notes.append(f"{name}, {name_of(dtype)}: {type(error).__name__}: {error}".splitlines()[0])
-                    break
                 report.time(
                     "gemm_4bit", f"M = {rows} {name_of(dtype)}",
                     lambda i, x=x: BNB.gemm_4bit(x, weights[i % len(weights)][0], (N, K), absmax, 64, "nf4"),
-                    upstream=False, other=(name, peer), other_most=1 if name == "ONNX Runtime MatMulBnb4" else None,
+                    upstream=False, other=(name, peer(x)), rounds=5,
+                    other_most=1 if name == "ONNX Runtime MatMulBnb4" else None,
                 )  # fmt: skip
