@@ -89,8 +89,11 @@ def unregister() -> None:
     """Take our operators back: upstream's answer again."""
     if _torch_library is not None:
         _torch_library.bnb_torch_unregister_all()
+        from . import backward
+
         paged.uninstall()
         repacking.uninstall()
+        backward.uninstall()
     _registered.clear()
 
 
@@ -106,7 +109,13 @@ def _register(device: str) -> None:
     for operator in ours:
         if lib.bnb_torch_register(device.upper().encode(), operator.name.encode(), message, len(message)):
             raise runtime.KernelError(message.value.decode(errors="replace"))
-    {"cpu": repacking, "xpu": paged}[device].install()
+    if device == "cpu":
+        from . import backward
+
+        repacking.install()
+        backward.install()
+    else:
+        paged.install()
     _registered[device] = ours
     _log.info("%d operators registered on %s", len(ours), device)
 

@@ -21,6 +21,7 @@ _EPILOG = (
     "python -m bitsandbytes_intel --json > report.json\n\n"
     "python -m bitsandbytes_intel -v --device xpu\n\n"
     "python -m bitsandbytes_intel model\n\n"
+    "python -m bitsandbytes_intel bench --model\n\n"
     "python -m bitsandbytes_intel warmup"
 )
 
@@ -89,6 +90,49 @@ def model(
         from . import model as models
 
         out.finish(models.run(out, setup, dtype))
+
+
+@app.command(short_help="Measure speed against bitsandbytes' own, or accuracy.")
+def bench(
+    context: typer.Context,
+    model: Annotated[
+        bool, typer.Option("--model", help="A whole model on the CPU: decode, prefill, a QLoRA step, memory.")
+    ] = False,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="What 4 and 8 bits cost two models, beside CUDA's arithmetic.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, or none that train; about a minute.")] = False,
+    size: Annotated[
+        Literal["0.8B", "0.2B", "tiny"], typer.Option(help="With --model: how many parameters it has.")
+    ] = "0.8B",
+    isa: Annotated[
+        Literal["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"] | None,
+        typer.Option(help="With --model: hold both sides, and torch's products, to this instruction set."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure on this machine, upstream and ours in turn.
+
+    With --model: a Llama of 0.8 B parameters in NF4. With --accuracy: a sentence encoder, and a language model that is
+    trained for it in some two minutes. Exit status 1 if ours needs more memory than upstream, or if our results are
+    worse than CUDA's arithmetic makes them.
+    """
+    if model == accuracy:
+        raise typer.BadParameter("give one of them", param_hint="--model, --accuracy")
+    with console.reporting(_inherit(context, json, verbose)) as out:
+        environment.prepare(out, xpu=False)
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        from . import bench as benches
+
+        if model:
+            out.finish(benches.run_model(out, size, isa, threads, quick))
+        else:
+            out.finish(benches.run_accuracy(out, *((60, 8) if quick else (900, 64))))
 
 
 @app.command(short_help="Fill the cache of compiled kernels.")

@@ -59,8 +59,12 @@ def variables() -> list[dict[str, Any]]:
     return rows
 
 
-def prepare(out: Output, *, need_xpu: bool = False) -> Setup:
+def prepare(out: Output, *, xpu: bool = True) -> Setup:
     """Import torch and bitsandbytes, with the virtual XPU between the two where there is no Intel GPU.
+
+    Args:
+        out: where to say what takes time.
+        xpu: whether the XPU is wanted; if not, the virtual one is not started.
 
     Raises:
         Unusable: the environment is at fault.
@@ -77,7 +81,7 @@ def prepare(out: Output, *, need_xpu: bool = False) -> Setup:
     finally:
         if wish is not None:
             os.environ[env.VIRTUAL_XPU.name] = wish
-    setup = _xpu(out, wish)
+    setup = _xpu(out, wish) if xpu else Setup(virtual=False, no_xpu="no XPU was asked for")
     try:
         with out.waiting("importing bitsandbytes"):
             import bitsandbytes  # noqa: F401

@@ -1,0 +1,1 @@
+"""The benchmarks behind ``python -m bitsandbytes_intel bench``. Nothing here prints."""

@@ -1,0 +1,109 @@
+"""``bench``: what it measures is there and adds up; speed itself is not asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bitsandbytes_intel import ops
+from bitsandbytes_intel.bench import accuracy, whole_model
+from bitsandbytes_intel.cli import bench
+from bitsandbytes_intel.cli.app import app
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small work on one thread: threads that wait for each other take long on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_whole_model_in_a_process_for_each_side() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bitsandbytes_intel", "bench", "--model", "--size", "tiny", "--quick", "--threads", "1",
+         "--isa", "avx2", "--json"],
+        env={**os.environ, "BNB_INTEL_VIRTUAL_XPU": "0"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads(done.stdout)
+    assert data["isa"] == "avx2"
+    for side in whole_model.SIDES:
+        figures = data[side]
+        assert figures["layout"] == "as quantised"
+        assert figures["decode_tokens_per_s"] > 0
+        assert figures["prefill_s"] > 0
+        assert figures["run_peak_bytes"] > 0
+    ratios = {row["what"]: row["ratio"] for row in data["rows"]}
+    expected = data["ours"]["decode_tokens_per_s"] / data["upstream"]["decode_tokens_per_s"]
+    assert ratios["decode"] == pytest.approx(expected)
+    size = whole_model.SIZES["tiny"]
+    table = size.vocabulary * size.hidden
+    attention = 2 * size.hidden**2 * (1 + size.kv_heads / size.heads)
+    assert data["parameters"] == table + size.layers * (
+        attention + 3 * size.hidden * size.intermediate + 2 * size.hidden
+    ) + (size.hidden)
+
+
+def test_a_worker_that_dies_says_why() -> None:
+    with pytest.raises(whole_model.WorkerFailed, match="KeyError: 'no such size'"):
+        list(whole_model.measure("ours", "no such size", threads=1))
+
+
+def test_a_training_step_lowers_the_loss(one_thread) -> None:
+    pytest.importorskip("peft")
+    size = whole_model.SIZES["tiny"]
+    step = whole_model.qlora(whole_model.build(size), size.vocabulary, length=32)
+    losses = [step() for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_our_codes_are_cudas_and_cost_what_cudas_cost(one_thread) -> None:
+    model = accuracy.train_language_model(2, lambda: None, width=64)
+    text = accuracy.held_out(2)
+    registered = ops.registered()
+    perplexity, found = accuracy.costs("language model", model, lambda m: accuracy.read(m, text), lambda: None)
+    assert set(ops.registered()) == set(registered)
+    assert perplexity == pytest.approx(256, rel=0.2)  # it has hardly been trained
+    assert len(found) == len(accuracy.KINDS) * len(accuracy.IMPLEMENTATIONS)
+    by = {(each.kind, each.implementation): each for each in found}
+    for kind in accuracy.KINDS:
+        ours, cuda = by[kind, "ours"], by[kind, "CUDA's codes"]
+        assert ours.same_codes
+        assert 0 < ours.error == pytest.approx(cuda.error, rel=1e-2)
+        assert ours.perplexity == pytest.approx(cuda.perplexity, rel=1e-5)
+    checks = accuracy.no_worse(found)
+    assert len(checks) == 2 * len(accuracy.KINDS)
+    assert all(value <= most for _, value, most in checks)
+
+
+def test_worse_than_cuda_is_noticed() -> None:
+    costs = [
+        accuracy.Cost("m", "nf4", "CUDA's codes", 0.1, 2.0, True),
+        accuracy.Cost("m", "nf4", "ours", 0.1, 2.1, True),
+    ]
+    assert [value <= most for _, value, most in accuracy.no_worse(costs)] == [True, False]
+
+
+@pytest.mark.parametrize("options", [["--model", "--accuracy"], ["--model", "--isa", "sse"], ["--threads", "0"]])
+def test_wrong_usage_is_status_2(options: list[str]) -> None:
+    assert CliRunner().invoke(app, ["bench", *options]).exit_code == 2
+
+
+def test_what_is_not_installed_is_named() -> None:
+    with pytest.raises(bench.Unusable, match=r"pip install 'bitsandbytes-intel\[bench\]'"):
+        bench._require("torch", "a_package_that_is_not_there")
+
+
+def test_held_out_text_is_not_trained_on() -> None:
+    trained, held_out = accuracy.source_text()
+    assert len(trained) > 5 * len(held_out) > 0
+    assert trained.dtype == held_out.dtype == torch.uint8
