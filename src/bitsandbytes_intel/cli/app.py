@@ -5,6 +5,8 @@ torch takes seconds to import, so it and whatever stands on it is imported insid
 
 from __future__ import annotations
 
+import os
+import pathlib
 from typing import Annotated, Literal
 
 import typer
@@ -23,6 +25,16 @@ _EPILOG = (
     "python -m bitsandbytes_intel model\n\n"
     "python -m bitsandbytes_intel bench --model\n\n"
     "python -m bitsandbytes_intel warmup"
+)
+
+_BENCH_EPILOG = (
+    "Exit status: 0 measured; 1 ours needs more memory than upstream (--model), or does worse than CUDA's arithmetic "
+    "(--accuracy); 2 wrong usage, or an environment in which it cannot be measured."
+    "\n\n"
+    "Examples:\n\n"
+    "python -m bitsandbytes_intel bench --quick --device cpu --plot bench.png\n\n"
+    "python -m bitsandbytes_intel bench --operator gemm_4bit --json\n\n"
+    "python -m bitsandbytes_intel bench --model --threads 2"
 )
 
 app = typer.Typer(
@@ -92,16 +104,21 @@ def model(
         out.finish(models.run(out, setup, dtype))
 
 
-@app.command(short_help="Measure speed against bitsandbytes' own, or accuracy.")
+@app.command(short_help="Measure speed against bitsandbytes' own, or accuracy.", epilog=_BENCH_EPILOG)
 def bench(
     context: typer.Context,
+    device: Annotated[Literal["xpu", "cpu", "all"], typer.Option(help="The devices whose operators to time.")] = "all",
+    operator: Annotated[list[str] | None, typer.Option(help="Time this operator alone; may be given again.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few cases, little training; some minute.")] = False,
+    plot: Annotated[
+        pathlib.Path | None, typer.Option(metavar="FILE.png", help="Draw each time beside its limit.")
+    ] = None,
     model: Annotated[
-        bool, typer.Option("--model", help="A whole model on the CPU: decode, prefill, a QLoRA step, memory.")
+        bool, typer.Option("--model", help="Instead, a whole model on the CPU: decode, prefill, QLoRA, memory.")
     ] = False,
     accuracy: Annotated[
-        bool, typer.Option("--accuracy", help="What 4 and 8 bits cost two models, beside CUDA's arithmetic.")
+        bool, typer.Option("--accuracy", help="Instead, what 4 and 8 bits cost two models, beside CUDA's arithmetic.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, or none that train; about a minute.")] = False,
     size: Annotated[
         Literal["0.8B", "0.2B", "tiny"], typer.Option(help="With --model: how many parameters it has.")
     ] = "0.8B",
@@ -115,14 +132,24 @@ def bench(
 ) -> None:
     """Measure on this machine, upstream and ours in turn.
 
+    Without --model and --accuracy: each operator, with the time that its bytes or its operations take at the bandwidth
+    and the speed measured in the same run; on the CPU also against ONNX Runtime and torch's int4, where installed.
     With --model: a Llama of 0.8 B parameters in NF4. With --accuracy: a sentence encoder, and a language model that is
-    trained for it in some two minutes. Exit status 1 if ours needs more memory than upstream, or if our results are
-    worse than CUDA's arithmetic makes them.
+    trained for it in some two minutes.
     """
-    if model == accuracy:
+    if model and accuracy:
         raise typer.BadParameter("give one of them", param_hint="--model, --accuracy")
+    if (model or accuracy) and (plot is not None or operator or device != "all"):
+        raise typer.BadParameter(
+            "they are for the operators, not for --model or --accuracy", param_hint="--device, --operator, --plot"
+        )
     with console.reporting(_inherit(context, json, verbose)) as out:
-        environment.prepare(out, xpu=False)
+        if threads is not None:  # read by torch, and by bitsandbytes' library
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+        xpu = device != "cpu" and not model and not accuracy
+        if xpu:
+            environment.let_upstream_run()
+        setup = environment.prepare(out, xpu=xpu)
         if threads is not None:
             import torch
 
@@ -131,8 +158,11 @@ def bench(
 
         if model:
             out.finish(benches.run_model(out, size, isa, threads, quick))
-        else:
+        elif accuracy:
             out.finish(benches.run_accuracy(out, *((60, 8) if quick else (900, 64))))
+        else:
+            devices = ("cpu", "xpu") if device == "all" else (device,)
+            out.finish(benches.run_operators(out, setup, devices, frozenset(operator or ()), quick, plot))
 
 
 @app.command(short_help="Fill the cache of compiled kernels.")

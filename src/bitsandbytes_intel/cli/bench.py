@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from . import environment
 from .console import Output, Unusable
+from .environment import Setup
 
 _MODEL_ROWS = (
     # what, key, unit, factor, whether more is better
@@ -40,16 +42,94 @@ def _require(*packages: str) -> None:
             raise Unusable(f"{package} is not installed: pip install 'bitsandbytes-intel[bench]'")
 
 
+def run_operators(
+    out: Output,
+    setup: Setup,
+    devices: tuple[str, ...],
+    operators: frozenset[str],
+    quick: bool,
+    plot: pathlib.Path | None,
+) -> bool:
+    """Every operator of the devices against upstream's and other rivals', with what limits it."""
+    from ..bench import common
+
+    if plot is not None:
+        _require("matplotlib")
+    known = {name for module in common.CPU_BENCHMARKS for name in common.operators_of(module)}
+    if unknown := operators - known:
+        raise Unusable(f"--operator {', '.join(sorted(unknown))}: not known; there are {', '.join(sorted(known))}")
+    reports = []
+    with _progress(out) as progress:
+        for device in devices:
+            if device == "xpu":
+                environment.require_xpu(setup)
+            else:
+                _require_cpu()
+            task = progress.add_task(f"{device}: bandwidth", total=1)
+
+            def name_it(text: str, task: TaskID = task, device: str = device) -> None:
+                progress.update(task, description=f"{device}: {text}")
+
+            def begin(name: str, done: int, total: int, task: TaskID = task) -> None:
+                progress.update(task, completed=done, total=total)
+
+            report = common.Report(device, quick, operators, name_it)
+            common.run(report, begin)
+            progress.update(task, completed=1, total=1, description=f"{device}: done")
+            reports.append(report)
+    out.data.update(
+        versions=environment.versions(), virtual_xpu=setup.virtual, quick=quick,
+        devices={report.device: report.data() for report in reports},
+    )  # fmt: skip
+    for report in reports:
+        head = report.head()
+        if report.device == "xpu" and setup.virtual:
+            out.show("No Intel GPU here: xpu is the virtual XPU, on this machine's CPU. Its ratios say something, its "
+                     "times nothing of a GPU.")  # fmt: skip
+        table = out.table(
+            f"{report.device}: {', '.join(f'{key} {value}' for key, value in head.items())}",
+            "operator", "case", "ours ms", "limit ms", "of the limit", "upstream ms", "× upstream", "another",
+            "× another", "goal", "",
+            right=("ours ms", "limit ms", "of the limit", "upstream ms", "× upstream", "× another"),
+        )  # fmt: skip
+        for row in report.rows:
+            table.add_row(
+                row.operator, row.case, f"{row.ours_ms:.3f}", f"{row.limit_ms:.3f}" if row.limit_ms else "",
+                f"{row.limit_ms / row.ours_ms:.0%}" if row.limit_ms else "",
+                f"{row.upstream_ms:.3f}" if row.upstream_ms else "", f"{row.ratio:.1f}" if row.ratio else "",
+                row.other, f"{row.other_ratio:.2f}" if row.other_ratio else "", row.goal,
+                "" if row.met is None else "met" if row.met else "missed",
+            )  # fmt: skip
+        out.show(table)
+        for note in report.notes:
+            out.show(note)
+    if plot is not None:
+        from ..bench.plot import draw
+
+        try:
+            draw(reports, plot)
+        except OSError as error:
+            raise Unusable(f"--plot {plot}: {error}") from error
+        out.show(f"The picture is {plot}.")
+    return True
+
+
+def _require_cpu() -> None:
+    from .. import ops
+
+    if "cpu" not in ops.registered():
+        raise Unusable(f"our operators are not registered on cpu: {ops.failures().get('cpu', 'unknown reason')}")
+
+
 def run_model(out: Output, size: str, isa: str | None, threads: int | None, quick: bool) -> bool:
     """A whole model, upstream and ours in turn; False if ours needs more memory than upstream."""
     import torch
 
-    from .. import cpu, ops
+    from .. import cpu
     from ..bench import whole_model
 
     _require("transformers", *(() if quick else ("peft",)))
-    if "cpu" not in ops.registered():
-        raise Unusable(f"our operators are not registered on cpu: {ops.failures().get('cpu', 'unknown reason')}")
+    _require_cpu()
     if isa is not None and isa not in cpu.isas():
         raise Unusable(f"--isa {isa}: this CPU has no more than {list(cpu.isas())[-1]}")
     threads = threads or torch.get_num_threads()
@@ -102,13 +182,11 @@ def run_accuracy(out: Output, steps: int, windows: int) -> bool:
     _require("transformers")
     import transformers
 
-    from .. import ops
     from ..bench import accuracy
     from . import model as encoder_model
     from .sentences import GROUPS
 
-    if "cpu" not in ops.registered():
-        raise Unusable(f"our operators are not registered on cpu: {ops.failures().get('cpu', 'unknown reason')}")
+    _require_cpu()
     place = encoder_model.folder()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import pathlib
@@ -90,6 +91,17 @@ def prepare(out: Output, *, xpu: bool = True) -> Setup:
     with contextlib.suppress(ImportError):  # only newer torch has it; it would warn of tuned shapes in the report
         torch.set_warn_always(False)
     return setup
+
+
+def let_upstream_run() -> None:
+    """What bitsandbytes' XPU library needs to load, and to run on a device that is a CPU; before torch is imported."""
+    if "torch" in sys.modules:
+        return
+    os.environ.setdefault("SYCL_PROGRAM_COMPILE_OPTIONS", "-cl-std=CL3.0")
+    for name in ("libintlc.so.5", "libirng.so", "libimf.so", "libsvml.so"):
+        path = pathlib.Path(sys.prefix) / "lib" / name
+        if path.exists():
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def _xpu(out: Output, wish: str | None) -> Setup:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import bitsandbytes.functional as F
 import torch
-from common import BNB, Report, Run, name_of
 
+from ..common import BNB, Report, Run, name_of
+
+OPERATORS = ("optimizer_update_8bit_blockwise",)
 NAMES = ("adam", "ademamix", "lion", "momentum")
 DTYPES = (torch.float32, torch.bfloat16)
 N = 10_000_000
@@ -38,8 +40,8 @@ def problem(name: str, dtype: torch.dtype, device: str) -> Run:
 
 def add_rows(report: Report) -> None:
     """The optimizers that differ in what they move."""
-    for name in NAMES:
-        for dtype in DTYPES:
+    for name in report.some(NAMES, "adam", "lion"):
+        for dtype in report.some(DTYPES, torch.float32):
             states = {"adam": 2, "ademamix": 3}.get(name, 1)
             report.time(
                 "optimizer_update_8bit_blockwise", f"{name} {N} {name_of(dtype)}",

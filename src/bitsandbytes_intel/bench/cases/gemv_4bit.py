@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import torch
 from bitsandbytes.functional import get_4bit_type
-from common import BNB, DTYPES, Report, has_upstream, name_of, packed
 
+from ..common import BNB, DTYPES, Report, has_upstream, name_of
+
+OPERATORS = ("gemv_4bit",)
 SHAPES = ((4096, 4096), (14336, 4096))
 
 
 def add_rows(report: Report) -> None:
     """Each dtype and shape."""
     table = get_4bit_type("nf4", device=report.device)
-    for n, k in SHAPES:
-        weights = packed(n, k, report.device)
-        for dtype in DTYPES:
+    for n, k in report.some(SHAPES):
+        weights = report.packed(n, k)
+        for dtype in report.some(DTYPES, torch.bfloat16):
             goal = 12 if dtype == torch.float32 else 30
             x = torch.randn(1, k).to(dtype).to(report.device)
 

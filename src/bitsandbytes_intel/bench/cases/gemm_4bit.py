@@ -6,14 +6,15 @@ The limit is memory for few rows (the weights, read once) and the matrix units f
 from __future__ import annotations
 
 import torch
-from common import BNB, DTYPES, Report, Run, name_of, packed
 
-from bitsandbytes_intel import cpu
+from ... import cpu
+from ..common import BNB, DTYPES, Report, Run, name_of
 
+OPERATORS = ("gemm_4bit",)
 N = K = 4096
 BLOCKS = N * K // 64
 # Goals on a CPU: times upstream's speed, by dtype and rows.
-CPU_GOALS = {
+CPU_GOALS: dict[torch.dtype, dict[int, float | None]] = {
     torch.float32: {1: 50, 4: 20, 16: 9, 128: 1.7, 512: 1.4},
     torch.bfloat16: {1: 35, 4: 18, 16: 7, 128: 3, 512: 2.5},
     torch.float16: {1: 30, 4: None, 16: None, 128: 6, 512: None},
@@ -52,26 +53,39 @@ def call(
 
 def add_rows(report: Report) -> None:
     """Rows 1 to 512 of 4096 x 4096."""
-    weights = packed(N, K, report.device)
+    weights = report.packed(N, K)
     if not report.on_cpu:
-        for dtype in DTYPES:
-            for m in (1, 2, 4, 8, 16, 32, 64, 128, 512):
+        for dtype in report.some(DTYPES, torch.bfloat16):
+            for m in report.some((1, 2, 4, 8, 16, 32, 64, 128, 512), 1, 16, 128):
                 run = call(report, weights, m, dtype, nested=True, bias=True)
                 moved = N * K * (0.5 + 1 / 64)
-                report.time("gemm_4bit", f"M = {m} {name_of(dtype)}", run, moved=moved, of="read", rounds=5, repeats=2)
+                report.time(
+                    "gemm_4bit",
+                    f"M = {m} {name_of(dtype)}",
+                    run,
+                    moved=moved,
+                    of="read",
+                    operations=2 * m * N * K,
+                    unit=dtype,
+                    rounds=5,
+                    repeats=2,
+                )
         return
-    for dtype, goals in CPU_GOALS.items():
-        for m, goal in goals.items():
-            one = m == 1
+    for dtype in report.some(tuple(CPU_GOALS), torch.bfloat16):
+        for m in report.some(tuple(CPU_GOALS[dtype]), 1, 16, 128):
+            goal, one = CPU_GOALS[dtype][m], m == 1
             report.time(
                 "gemm_4bit", f"M = {m} {name_of(dtype)}", call(report, weights, m, dtype), ratio=goal,
-                moved=N * K * (0.5 + 4 / 64) if one else None, of="read", share=0.85 if one else None,
+                moved=N * K * (0.5 + 4 / 64), of="read", operations=2 * m * N * K, unit=dtype,
+                share=0.85 if one else None,
             )  # fmt: skip
         nested, plain = (call(report, weights, 1, dtype, nested=is_nested) for is_nested in (True, False))
         report.time(
             "gemm_4bit", f"M = 1 {name_of(dtype)}, nested", nested, moved=N * K * (0.5 + 1 / 64), of="read",
             other=("not nested", plain), other_most=1.1,
         )  # fmt: skip
+    if report.quick:
+        return
     for m, goal in CPU_INT8_GOALS.items():
         with cpu.int8_activations():
             report.time(

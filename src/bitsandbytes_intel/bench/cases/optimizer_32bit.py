@@ -6,8 +6,10 @@ The limit is memory: gradient, parameter and states in, parameter and states out
 from __future__ import annotations
 
 import torch
-from common import BNB, Report, Run, name_of
 
+from ..common import BNB, Report, Run, name_of
+
+OPERATORS = ("optimizer_update_32bit",)
 NAMES = ("adam", "ademamix", "lion", "momentum")
 DTYPES = (torch.float32, torch.bfloat16)
 N = 10_000_000
@@ -24,8 +26,8 @@ def fused_adamw() -> Run:
 def add_rows(report: Report) -> None:
     """The optimizers that differ in what they move; torch's in float32 for all of them."""
     other = ("torch's fused AdamW", fused_adamw()) if report.on_cpu else None
-    for name in NAMES:
-        for dtype in DTYPES:
+    for name in report.some(NAMES):
+        for dtype in report.some(DTYPES, torch.float32):
             g, p = (torch.randn(N).mul_(0.1).to(dtype).to(report.device) for _ in range(2))
             state1 = torch.zeros((2, N) if name == "ademamix" else (N,), device=report.device)
             state2 = torch.zeros(N, device=report.device) if name in ("adam", "ademamix") else None

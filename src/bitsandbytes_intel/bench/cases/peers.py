@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from common import BNB, Report, Run, name_of, packed, rotation
 
+from ..common import BNB, Report, Run, name_of
+
+OPERATORS = ("gemm_4bit",)
 N = K = 4096
 ROWS = (1, 4, 16, 128, 512)
 # A product with an activation of so many rows.
 Peer = Callable[[torch.Tensor], Run]
 
 
-def torch_int4(dtype: torch.dtype) -> Peer:
+def torch_int4(report: Report, dtype: torch.dtype) -> Peer:
     """Torch's own product with 4-bit integers in groups of 64."""
-    weights = rotation(
+    weights = report.rotation(
         lambda: torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (N, K), dtype=torch.int32), 2)
     )
     scales = torch.rand(K // 64, N, 2).to(dtype)
     return lambda x: lambda i: torch.ops.aten._weight_int4pack_mm_for_cpu(x, weights[i % len(weights)], 64, scales)
 
 
-def onnx_runtime(dtype: torch.dtype, operator: str) -> Peer:
+def onnx_runtime(report: Report, dtype: torch.dtype, operator: str) -> Peer:
     """One node of ONNX Runtime, with torch's number of threads; float32, which is what it has on a CPU."""
     sessions = onnx_sessions(operator)
 
@@ -38,7 +41,7 @@ def onnx_runtime(dtype: torch.dtype, operator: str) -> Peer:
     return peer
 
 
-def onnx_sessions(operator: str, copies: int = 8) -> list:
+def onnx_sessions(operator: str, copies: int = 8) -> list[Any]:
     """Models of one node, each with a weight of its own."""
     import numpy as np
     import onnx
@@ -74,7 +77,7 @@ def onnx_sessions(operator: str, copies: int = 8) -> list:
     return sessions
 
 
-PEERS: dict[str, tuple[Callable[[torch.dtype], Peer], tuple[torch.dtype, ...]]] = {
+PEERS: dict[str, tuple[Callable[[Report, torch.dtype], Peer], tuple[torch.dtype, ...]]] = {
     "ONNX Runtime MatMulBnb4": (functools.partial(onnx_runtime, operator="MatMulBnb4"), (torch.float32,)),
     "ONNX Runtime MatMulNBits": (functools.partial(onnx_runtime, operator="MatMulNBits"), (torch.float32,)),
     "torch int4": (torch_int4, (torch.float32, torch.bfloat16)),
@@ -83,21 +86,22 @@ PEERS: dict[str, tuple[Callable[[torch.dtype], Peer], tuple[torch.dtype, ...]]] 
 
 def add_rows(report: Report) -> None:
     """Ours in turns with each peer."""
-    weights = packed(N, K, "cpu")
+    weights = report.packed(N, K)
     absmax = weights[0][1]
     for name, (make, dtypes) in PEERS.items():
-        for dtype in dtypes:
+        for dtype in report.some(dtypes, dtypes[-1]):
             try:
-                peer = make(dtype)
+                peer = make(report, dtype)
                 peer(torch.randn(1, K).to(dtype))(0)
             except Exception as error:
                 report.notes.append(f"{name}, {name_of(dtype)}: {type(error).__name__}: {error}".splitlines()[0])
                 continue
-            for rows in ROWS:
+            for rows in report.some(ROWS, 1, 128):
                 x = torch.randn(rows, K).to(dtype)
                 report.time(
                     "gemm_4bit", f"M = {rows} {name_of(dtype)}",
                     lambda i, x=x: BNB.gemm_4bit(x, weights[i % len(weights)][0], (N, K), absmax, 64, "nf4"),
                     upstream=False, other=(name, peer(x)), rounds=5,
+                    moved=N * K * (0.5 + 4 / 64), of="read", operations=2 * rows * N * K, unit=dtype,
                     other_most=1 if name == "ONNX Runtime MatMulBnb4" else None,
                 )  # fmt: skip
