@@ -32,8 +32,8 @@ upstream-tests: build
 	$(BIN)/python tools/upstream_tests.py --results build/upstream_tests.jsonl
 
 bench: build
-	$(BIN)/python benchmarks/run.py --device xpu
-	$(BIN)/python benchmarks/run.py --device cpu
+	$(BIN)/python -m bitsandbytes_intel bench --device xpu
+	$(BIN)/python -m bitsandbytes_intel bench --device cpu
 
 lint: build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lint]" --no-build-isolation

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from bitsandbytes_intel import ops
-from bitsandbytes_intel.bench import accuracy, whole_model
+from bitsandbytes_intel.bench import accuracy, common, whole_model
 from bitsandbytes_intel.cli import bench
 from bitsandbytes_intel.cli.app import app
 
@@ -107,3 +107,27 @@ def test_held_out_text_is_not_trained_on() -> None:
     trained, held_out = accuracy.source_text()
     assert len(trained) > 5 * len(held_out) > 0
     assert trained.dtype == held_out.dtype == torch.uint8
+
+
+def test_one_operator_quickly_with_a_picture(one_thread, monkeypatch, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    measured = {"copy_gbps": 20.0, "read_gbps": 10.0}
+    monkeypatch.setattr(common.Report, "measure_bandwidth", lambda self: vars(self).update(measured))
+    picture = tmp_path / "bench.png"
+    options = ["--quick", "--device", "cpu", "--operator", "quantize_blockwise", "--plot", str(picture), "--json"]
+    result = CliRunner().invoke(app, ["bench", *options])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    (row,) = json.loads(result.stdout)["devices"]["cpu"]["rows"]
+    assert row["operator"] == "quantize_blockwise"
+    assert row["ratio"] == pytest.approx(row["upstream_ms"] / row["ours_ms"])
+    assert row["limit_ms"] == pytest.approx(4096 * 4096 * (2 + 1 + 4 / 256) / 20e6)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    unknown = CliRunner().invoke(app, ["bench", "--device", "cpu", "--operator", "fly"])
+    assert unknown.exit_code == 2
+    assert "there are dequantize_4bit, " in unknown.stderr
+
+
+def test_every_operator_has_a_benchmark() -> None:
+    timed = {operator for name in common.CPU_BENCHMARKS for operator in common.operators_of(name)}
+    without = {"gemv_4bit.out", "int8_linear_matmul.out"}  # the same kernels, into memory that is given
+    assert {operator.name for operator in ops.OPERATORS} - without == timed - {"Linear8bitLt"}

@@ -51,7 +51,7 @@ def commands() -> list[str]:
     texts.append(CliRunner().invoke(app, ["--help"]).stdout)
     found = set()
     for text in texts:
-        for arguments in re.findall(r"-m bitsandbytes_intel((?:[ \t]+[a-z-][\w-]*)*)", text):
+        for arguments in re.findall(r"-m bitsandbytes_intel((?:[ \t]+(?:[a-z-][\w-]*|\d+))*)", text):
             found.add(arguments.strip())
     return sorted(found)
 
