@@ -34,6 +34,8 @@ BENCHMARKS = (
 )
 CPU_BENCHMARKS = (*BENCHMARKS, "peers")  # the peers are of the CPU alone
 LEAST_ROUNDS = 3
+ROTATED = 256 << 20  # bytes of operands in rotation: more than any cache
+_PAUSE = 0.02  # seconds: another library's threads may go on spinning after their work
 _T = TypeVar("_T")
 
 # One call, by its number: it picks the operands.
@@ -177,7 +179,7 @@ class Report:
             return
         self.advance(f"{operator}: {case}")
         if self.quick:
-            rounds, repeats = LEAST_ROUNDS, 1
+            rounds, repeats = LEAST_ROUNDS, min(repeats, 2)
         runs = {"ours": run}
         if upstream:
             runs["upstream"] = run if upstream is True else upstream
@@ -225,6 +227,9 @@ class Report:
                 break
             for name in runs:
                 ops.unregister() if name == "upstream" else ops.register()
+                if "other" in runs:
+                    time.sleep(_PAUSE)
+                    measure(name)
                 elapsed = [measure(name) * 1e3 for _ in range(repeats if turn else 1)]
                 if turn:
                     times[name] += elapsed
@@ -233,7 +238,7 @@ class Report:
 
     def measure_bandwidth(self) -> None:
         """Fill in the copy bandwidth (bytes read plus written) and the read bandwidth, the best of several ways."""
-        n = 1 << (26 if self.quick else 28)
+        n = 1 << 28
         host = [torch.ones(n // 4) for _ in range(2)]
         device = [torch.ones(n // 4, device=self.device) for _ in range(2)]
 
@@ -259,15 +264,10 @@ class Report:
         rows = [{**asdict(row), "ratio": row.ratio, "other_ratio": row.other_ratio} for row in self.rows]
         return {**self.head(), "rows": rows, "notes": self.notes}
 
-    @property
-    def rotated(self) -> int:
-        """Bytes of operands in rotation: more than a cache."""
-        return (64 if self.quick else 256) << 20
-
     def rotation(self, make: Callable[[], torch.Tensor], least: int = 2) -> list[torch.Tensor]:
         """A tensor and copies of it, so many that together they do not fit a cache."""
         first = make()
-        copies = max(least, -(-self.rotated // max(1, first.numel() * first.element_size())))
+        copies = max(least, -(-ROTATED // max(1, first.numel() * first.element_size())))
         return [first, *(first.clone() for _ in range(copies - 1))]
 
     def packed(self, n: int, k: int, blocksize: int = 64) -> list[tuple[torch.Tensor, torch.Tensor]]:

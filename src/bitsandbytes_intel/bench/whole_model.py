@@ -257,6 +257,7 @@ def qlora(model: Any, vocabulary: int, length: int = TRAINED) -> Callable[[], fl
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """Measure the side that answers in this process; the figures of :func:`measure`."""
+    size = SIZES[task["size"]]
     import torch
     import transformers
 
@@ -269,7 +270,6 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     ours = "cpu" in ops.registered()
     if ours != (task["side"] == "ours"):
         raise RuntimeError(f"{task['side']} does not answer here: {ops.failures().get('cpu', 'no reason known')}")
-    size = SIZES[task["size"]]
     before = _Memory.now()
     _Memory.reset()
     _say(stage="loading")

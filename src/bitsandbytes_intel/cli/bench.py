@@ -88,17 +88,17 @@ def run_operators(
                      "times nothing of a GPU.")  # fmt: skip
         table = out.table(
             f"{report.device}: {', '.join(f'{key} {value}' for key, value in head.items())}",
-            "operator", "case", "ours ms", "limit ms", "of the limit", "upstream ms", "× upstream", "another",
-            "× another", "goal", "",
-            right=("ours ms", "limit ms", "of the limit", "upstream ms", "× upstream", "× another"),
+            "operator", "case", "ours ms", "limit ms", "of it", "upstream ms", "× upstream", "another: × ours", "goal",
+            right=("ours ms", "limit ms", "of it", "upstream ms", "× upstream"),
         )  # fmt: skip
+        table.columns[0].no_wrap = True
         for row in report.rows:
             table.add_row(
                 row.operator, row.case, f"{row.ours_ms:.3f}", f"{row.limit_ms:.3f}" if row.limit_ms else "",
                 f"{row.limit_ms / row.ours_ms:.0%}" if row.limit_ms else "",
                 f"{row.upstream_ms:.3f}" if row.upstream_ms else "", f"{row.ratio:.1f}" if row.ratio else "",
-                row.other, f"{row.other_ratio:.2f}" if row.other_ratio else "", row.goal,
-                "" if row.met is None else "met" if row.met else "missed",
+                f"{row.other}: {row.other_ratio:.2f}" if row.other_ratio else "",
+                "" if row.met is None else f"{row.goal}: {'met' if row.met else 'missed'}",
             )  # fmt: skip
         out.show(table)
         for note in report.notes:
