@@ -159,7 +159,7 @@ def bench(
         if model:
             out.finish(benches.run_model(out, size, isa, threads, quick))
         elif accuracy:
-            out.finish(benches.run_accuracy(out, *((60, 8) if quick else (900, 64))))
+            out.finish(benches.run_accuracy(out, *((40, 8) if quick else (400, 32))))
         else:
             devices = ("cpu", "xpu") if device == "all" else (device,)
             out.finish(benches.run_operators(out, setup, devices, frozenset(operator or ()), quick, plot))
