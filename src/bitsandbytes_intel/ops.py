@@ -47,6 +47,8 @@ OPERATORS = (
     Operator("optimizer_update_8bit_blockwise", ("cpu", "xpu"), "SYCL"),
 )
 
+_HERE = "csrc/torch/common.cpp:"  # where our registrations stand, as torch's dispatcher tells it
+
 _registered: dict[str, tuple[Operator, ...]] = {}
 _failures: dict[str, str] = {}
 _torch_library: ctypes.CDLL | None = None
@@ -60,6 +62,19 @@ def registered() -> dict[str, tuple[Operator, ...]]:
 def failures() -> dict[str, str]:
     """Why our operators are not registered on a device that is present, by device."""
     return dict(_failures)
+
+
+def replaced(device: str) -> dict[str, str]:
+    """Our registered operators that somebody has registered over since, and where in their code."""
+    import torch
+
+    found = {}
+    for operator in _registered.get(device, ()):
+        lines = torch._C._dispatch_dump(f"bitsandbytes::{operator.name}").splitlines()
+        answers = next((line for line in lines if line.startswith(f"{device.upper()}: ")), "")
+        if _HERE not in answers:
+            found[operator.name] = answers.partition("registered at ")[2].partition(" :: ")[0] or "nothing answers"
+    return found
 
 
 def present_devices() -> tuple[str, ...]:

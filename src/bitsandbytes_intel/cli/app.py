@@ -24,6 +24,7 @@ _EPILOG = (
     "python -m bitsandbytes_intel -v --device xpu\n\n"
     "python -m bitsandbytes_intel model\n\n"
     "python -m bitsandbytes_intel bench --model\n\n"
+    "python -m bitsandbytes_intel doctor\n\n"
     "python -m bitsandbytes_intel warmup"
 )
 
@@ -36,6 +37,12 @@ _BENCH_EPILOG = (
     "python -m bitsandbytes_intel bench --operator gemm_4bit --json\n\n"
     "python -m bitsandbytes_intel bench --model --threads 2"
 )
+
+
+def _examples(*lines: str, statuses: str) -> str:
+    """The end of a command's ``--help``."""
+    return f"Exit status: {statuses}." + "\n\nExamples:" + "".join(f"\n\n{line}" for line in lines)
+
 
 app = typer.Typer(
     name="python -m bitsandbytes_intel",
@@ -83,7 +90,14 @@ def report(
         out.finish(reports.run(out, setup, device))
 
 
-@app.command(short_help="Run a real model in 4 bits and compare it.")
+@app.command(
+    short_help="Run a real model in 4 bits and compare it.",
+    epilog=_examples(
+        "python -m bitsandbytes_intel model",
+        "python -m bitsandbytes_intel model --dtype bfloat16 --json",
+        statuses="0 it agrees with full precision; 1 it does not; 2 it cannot run here",
+    ),
+)
 def model(
     context: typer.Context,
     dtype: Annotated[
@@ -165,7 +179,35 @@ def bench(
             out.finish(benches.run_operators(out, setup, devices, frozenset(operator or ()), quick, plot))
 
 
-@app.command(short_help="Fill the cache of compiled kernels.")
+@app.command(
+    short_help="Say why an operator is not ours, and what to do.",
+    epilog=_examples(
+        "python -m bitsandbytes_intel doctor",
+        "BNB_INTEL_VIRTUAL_XPU=1 python -m bitsandbytes_intel doctor",
+        "python -m bitsandbytes_intel doctor --json > doctor.json",
+        statuses="0 no fault was found; 1 there is one; 2 wrong usage",
+    ),
+)
+def doctor(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
+    """Look for what keeps our operators from answering here: installation, variables, libraries, devices, cache.
+
+    Every line has a verdict: ok, note (worth knowing), or FAULT, with what to do. torch and bitsandbytes are imported
+    in a process of their own, with the environment as it is.
+    """
+    with console.reporting(_inherit(context, json, verbose)) as out:
+        from . import doctor as doctors
+
+        out.finish(doctors.run(out))
+
+
+@app.command(
+    short_help="Fill the cache of compiled kernels.",
+    epilog=_examples(
+        "python -m bitsandbytes_intel warmup",
+        "BNB_INTEL_CACHE_DIR=/srv/kernels python -m bitsandbytes_intel warmup",
+        statuses="0 every kernel is ready; 1 one does not compile; 2 there is no XPU",
+    ),
+)
 def warmup(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
     """Compile every kernel that the cache lacks, so that no program has to wait for it later."""
     with console.reporting(_inherit(context, json, verbose)) as out:
@@ -175,7 +217,14 @@ def warmup(context: typer.Context, json: Json = False, verbose: Verbose = False)
         out.finish(warmups.run(out, setup))
 
 
-@app.command(short_help="List the environment variables we read.")
+@app.command(
+    short_help="List the environment variables we read.",
+    epilog=_examples(
+        "python -m bitsandbytes_intel env",
+        "python -m bitsandbytes_intel env --json",
+        statuses="0 every value is known; 2 one is not",
+    ),
+)
 def env(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
     """List the environment variables that we read: value, default and meaning."""
     with console.reporting(_inherit(context, json, verbose)) as out:

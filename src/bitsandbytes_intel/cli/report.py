@@ -53,20 +53,23 @@ def implementations(setup: Setup) -> list[dict[str, Any]]:
 
     prefix = "bitsandbytes::"
     rows = []
+    replaced = {device: ops.replaced(device) for device in _DEVICES}
     for name in sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)):
         row: dict[str, Any] = {"operator": name.removeprefix(prefix)}
         for device in _DEVICES:
-            row[device] = _ABSENT if device == "xpu" and setup.no_xpu else _answers(name, device)
+            row[device] = _ABSENT if device == "xpu" and setup.no_xpu else _answers(name, device, replaced[device])
         rows.append(row)
     return rows
 
 
-def _answers(name: str, device: str) -> str:
+def _answers(name: str, device: str, replaced: dict[str, str]) -> str:
     import torch
 
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     for operator in ops.registered().get(device, ()):
         if name == f"bitsandbytes::{operator.name}":
+            if operator.name in replaced:
+                return f"another's, registered over ours at {replaced[operator.name]}"
             return f"ours: {operator.kernel(device)}"
     if has(name, device.upper()):
         return f"upstream's for {device}"
