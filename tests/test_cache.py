@@ -135,6 +135,102 @@ def test_another_users_folder_is_refused(folder, monkeypatch):
         cache.read("key")
 
 
+def test_a_link_in_place_of_a_file_is_refused(folder, tmp_path):
+    """Also one to a file of the user's own."""
+    path = cache.write("key", b"payload")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(cache.Untrusted, match="symbolic link"):
+        cache.read("key")
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(folder):
+    path = cache.write("key", b"payload")
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    with pytest.raises(cache.Untrusted, match="no regular file"):
+        cache.read("key")
+
+
+def test_what_is_checked_is_what_is_read(folder, monkeypatch):
+    """A file that takes the place of another after the check is not read."""
+    path = cache.write("key", b"payload")
+    right = cache._check_status
+
+    def swap(where, status):
+        right(where, status)
+        if where == path:
+            path.unlink()
+            path.write_bytes(b"another's")
+
+    monkeypatch.setattr(cache, "_check_status", swap)
+    assert cache.read("key") == b"payload"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o707, 0o702])
+def test_a_folder_above_that_others_can_write_to_is_refused(folder, mode):
+    cache.write("key", b"payload")
+    folder.parent.chmod(mode)
+    for call in (cache.folder, lambda: cache.read("key"), lambda: cache.write("key", b"another")):
+        with pytest.raises(cache.Untrusted, match="above the cache, is writable by others"):
+            call()
+    folder.parent.chmod(0o1777)  # sticky, as /tmp: nobody can rename what is another's
+    assert cache.read("key") == b"payload"
+
+
+def test_the_users_own_group_may_write_above(folder, monkeypatch):
+    """That is what a umask of 002 makes, where each user has a group of his own."""
+    cache.write("key", b"payload")
+    folder.parent.chmod(0o770)
+    assert cache.read("key") == b"payload"
+    monkeypatch.setattr(os, "getegid", lambda: 12345)
+    with pytest.raises(cache.Untrusted, match="above the cache, is writable by others"):
+        cache.read("key")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_above_of_another_user_is_refused(folder, tmp_path):
+    cache.write("key", b"payload")
+    os.chown(folder.parent, 12345, -1)
+    with pytest.raises(cache.Untrusted, match="above the cache, belongs to user 12345"):
+        cache.read("key")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
+def test_another_users_link_above_is_refused(folder, tmp_path, monkeypatch):
+    cache.write("key", b"payload")
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    monkeypatch.setenv("BNB_INTEL_CACHE_DIR", str(tmp_path / "link"))
+    assert cache.read("key") == b"payload"
+    os.lchown(tmp_path / "link", 12345, -1)
+    with pytest.raises(cache.Untrusted, match="belongs to user 12345"):
+        cache.read("key")
+
+
+def test_folders_are_made_for_the_user_alone_whatever_the_umask(folder):
+    before = os.umask(0)
+    try:
+        cache.write("key", b"payload")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder)] == [0o700, 0o700]
+    assert cache.read("key") == b"payload"
+
+
+@pytest.mark.parametrize("what", ["library", "its folder"])
+def test_the_virtual_xpus_library_is_held_to_the_same(tmp_path, what):
+    from bitsandbytes_intel.virtual_xpu import _build
+
+    library = tmp_path / "key" / "libvirtual_xpu-1.so"
+    library.parent.mkdir(mode=0o700)
+    library.write_bytes(b"")
+    library.chmod(0o700)
+    assert _build._trusted(library) == library
+    (library if what == "library" else library.parent).chmod(0o777)
+    with pytest.raises(RuntimeError, match="writable by others"):
+        _build._trusted(library)
+
+
 def test_a_failed_write_leaves_nothing(folder, monkeypatch):
     cache.write("key", b"old")
 

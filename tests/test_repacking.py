@@ -98,8 +98,29 @@ def test_training_is_as_before():
     assert bool(x.grad.isfinite().all())
 
 
-def test_a_repacked_weight_is_refused(capfd):
-    args = (torch.randn(1, 64), torch.zeros(1024, 1, dtype=torch.uint8), [32, 64], torch.ones(1, 32).bfloat16())
-    with pytest.raises(RuntimeError, match=r"absmax must be float32, got bfloat16: Linear4bit repacks"):
+@pytest.mark.parametrize("shape", [(32, 64), (96, 128), (64, 256), (32, 0)], ids=str)
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16], ids=short)
+def test_a_repacked_weight_is_read(shape, storage):
+    """As by bitsandbytes' own kernel, with absmax rounded to bfloat16: of a layer from before we were registered."""
+    n, k = shape
+    A, W = torch.randn(3, k, generator=generator(1)), torch.randn(n, k, generator=generator(2))
+    B, absmax = ops.quantize_4bit(W, 64, "fp4", storage)
+    code = bnb.functional.get_4bit_type("fp4", device="cpu", blocksize=64)
+    quantised = bnb.functional.QuantState(
+        absmax, shape=torch.Size(shape), dtype=A.dtype, blocksize=64, code=code, quant_type="fp4"
+    )
+    packed, quantised = bnb.functional._convert_weight_packed_for_cpu(B.clone(), quantised)
+    assert quantised.absmax.dtype == torch.bfloat16
+    expected = ops.gemv_4bit(A, B, shape, absmax.bfloat16().float(), code, 64)
+    exactly_equal(ops.gemv_4bit(A, packed, shape, quantised.absmax, code, 64), expected)
+    out = torch.ones(3, n)
+    ops.gemv_4bit.out(A, packed, shape, quantised.absmax, code, 64, out=out)
+    exactly_equal(out, expected)
+
+
+@pytest.mark.parametrize("absmax", [(32, 1), (1, 31), (2, 32), (32,)], ids=str)
+def test_bfloat16_statistics_of_another_shape_are_refused(absmax, capfd):
+    args = (torch.randn(1, 64), torch.zeros(1024, 1, dtype=torch.uint8), [32, 64], torch.ones(absmax).bfloat16())
+    with pytest.raises(RuntimeError, match=r"absmax must be float32, or \[K / blocksize, N\] of a weight"):
         ops.gemv_4bit(*args, reference.codebook("nf4"), 64)
     assert capfd.readouterr().out == ""

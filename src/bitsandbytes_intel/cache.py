@@ -1,12 +1,13 @@
 """Compiled kernels on disk: a folder of our own, one file for each key, written whole or not at all.
 
-A file is taken only if it lies in a folder that nobody else can write to, is the user's own, and carries the digest of
-its content: machine code from it is run.
+A file is taken only if it lies in a folder that nobody else can write to or put another in the place of, is the user's
+own, and carries the digest of its content: machine code from it is run. SECURITY.md says what that is worth.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -33,11 +34,13 @@ def private_folder(name: str) -> pathlib.Path:
 
     Raises:
         OSError: it cannot be made.
-        Untrusted: it is not the user's own, or others can write to it.
+        Untrusted: it is not the user's own, or others can write to it, or to a folder above it.
     """
     path = env.cache_dir() / name
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_trusted(path)
+    for missing in [each for each in (path, *path.parents) if not each.exists()][::-1]:
+        missing.mkdir(mode=0o700, exist_ok=True)
+    check_trusted(path)
+    _check_parents(path)
     return path
 
 
@@ -46,8 +49,12 @@ def folder() -> pathlib.Path:
     return private_folder("kernels")
 
 
-def _check_trusted(path: pathlib.Path) -> None:
-    status = path.lstat()
+def check_trusted(path: pathlib.Path) -> None:
+    """Raise Untrusted unless a file or folder is the user's own, no link, and nobody else can write to it."""
+    _check_status(path, path.lstat())
+
+
+def _check_status(path: pathlib.Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise Untrusted(f"{path} is a symbolic link")
     if status.st_uid != os.geteuid():
@@ -56,18 +63,53 @@ def _check_trusted(path: pathlib.Path) -> None:
         raise Untrusted(f"{path} is writable by others (mode {stat.S_IMODE(status.st_mode):o})")
 
 
+def _check_parents(path: pathlib.Path) -> None:
+    """Raise Untrusted if somebody else could rename a folder above this one and put his own in its place.
+
+    A sticky folder (/tmp) lets nobody do that; in the user's own group, users whose umask is 002 are alone.
+    """
+    for parent in dict.fromkeys([*path.parents, *path.resolve().parents]):
+        status = parent.lstat()
+        if status.st_uid not in (0, os.geteuid()):
+            raise Untrusted(f"{parent}, above the cache, belongs to user {status.st_uid}")
+        if stat.S_ISLNK(status.st_mode) or status.st_mode & stat.S_ISVTX:
+            continue
+        others = stat.S_IWOTH | (0 if status.st_gid == os.getegid() else stat.S_IWGRP)
+        if status.st_mode & others:
+            raise Untrusted(f"{parent}, above the cache, is writable by others (mode {stat.S_IMODE(status.st_mode):o})")
+
+
+def _content(path: pathlib.Path) -> bytes:
+    """The bytes of a trusted file: what is checked is what is read, whatever becomes of the name in between."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise Untrusted(f"{path} is no regular file")
+        _check_status(path, status)
+        return file.read()
+
+
 def _path(key: str) -> pathlib.Path:
     return folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.bin"
 
 
 def read(key: str) -> bytes | None:
-    """What :func:`write` kept under this key; None if there is nothing, or nothing whole."""
+    """What :func:`write` kept under this key; None if there is nothing, or nothing whole.
+
+    Raises:
+        OSError: it cannot be read.
+        Untrusted: somebody else could have written it.
+    """
     path = _path(key)
     try:
-        _check_trusted(path)
-        content = path.read_bytes()
+        content = _content(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # what O_NOFOLLOW makes of a link
+            raise Untrusted(f"{path} is a symbolic link") from None
+        raise
     digest = content[len(_MAGIC) : len(_MAGIC) + 32]
     payload = content[len(_MAGIC) + 32 :]
     if not content.startswith(_MAGIC) or hashlib.sha256(key.encode() + payload).digest() != digest:

@@ -3,7 +3,7 @@
 In eval mode on such a CPU bitsandbytes converts the weight to a layout for its own operator: absmax is rounded to
 bfloat16, nested statistics are quantised anew when the weight is saved, and an N that is no multiple of 32 fails. Our
 operators read the weight as it was quantised. A layer keeps in an attribute whether its CPU has AVX512-BF16;
-:func:`install` has that attribute say no.
+:func:`install` has that attribute say no. A weight that was repacked before is read as it is, by ``gemv_4bit``.
 """
 
 from __future__ import annotations

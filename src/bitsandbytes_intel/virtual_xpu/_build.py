@@ -103,7 +103,7 @@ def library() -> pathlib.Path:
     if compiler is None:
         # A machine without a compiler may use what another one has built into the same folder.
         for built in sorted(folder.glob("libvirtual_xpu-*.so")):
-            return built
+            return _trusted(built)
         raise RuntimeError(
             "the virtual XPU is compiled at its first use and found no C++ compiler: install g++ (Debian, Ubuntu: "
             "`apt-get install g++`) or name a compiler in CXX"
@@ -111,18 +111,28 @@ def library() -> pathlib.Path:
     identity = hashlib.sha256(f"{shlex.join(compiler)}\0{_compiler_version(compiler)}".encode()).hexdigest()[:12]
     target = folder / f"libvirtual_xpu-{identity}.so"
     if target.is_file():
-        return target
+        return _trusted(target)
 
     import filelock  # here, not above: a cached start needs no lock
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with filelock.FileLock(folder / "build.lock"):
             if not target.is_file():  # somebody else may have built it while we waited
                 _build(compiler, runtime, target)
     except OSError as error:
         raise _unusable_cache(error) from error
-    return target
+    return _trusted(target)
+
+
+def _trusted(library: pathlib.Path) -> pathlib.Path:
+    """The same; RuntimeError if somebody else could have written it."""
+    try:
+        cache.check_trusted(library.parent)
+        cache.check_trusted(library)
+    except OSError as error:
+        raise _unusable_cache(error) from error
+    return library
 
 
 def _unusable_cache(error: OSError) -> RuntimeError:
@@ -171,6 +181,7 @@ def _build(compiler: list[str], runtime: Sycl, target: pathlib.Path) -> None:
                 f"-Wl,-rpath,{torch_lib}", f"-Wl,-rpath,{sycl_lib}", "-Wl,-z,defs", "-lpthread",
             ]
         )  # fmt: skip
+        made.chmod(0o700)
         os.replace(made, target)
     _log.info("compiled the virtual XPU in %.0f s", time.monotonic() - start)
 
