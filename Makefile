@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc tools -type f)
 
-.PHONY: run test upstream-tests bench lint sanitize build clean
+FUZZ_SECONDS ?= 1800
+
+.PHONY: run test fuzz upstream-tests bench lint sanitize build clean
 .DEFAULT_GOAL := run
 
 # torch first: a CPU build where the installer offers one, and the headers that the build needs.
@@ -27,9 +29,16 @@ run: build
 test: build
 	$(BIN)/python -m pytest
 
+# Wrong, odd and corrupted arguments, checkpoints and cache files, for half an hour; a crash is a fault.
+fuzz: build
+	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
+
 upstream-tests: build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[upstream-tests]" --no-build-isolation
+	mkdir -p build
 	$(BIN)/python tools/upstream_tests.py --results build/upstream_tests.jsonl
+	$(BIN)/python tools/upstream_tests.py --device cpu --without --results build/upstream_tests_cpu_without.jsonl
+	$(BIN)/python tools/upstream_tests.py --device cpu --compare build/upstream_tests_cpu_without.jsonl --results build/upstream_tests_cpu.jsonl
 
 bench: build
 	$(BIN)/python -m bitsandbytes_intel bench --device xpu

@@ -94,6 +94,24 @@ def test_the_list_is_compared(tmp_path, capsys):
     assert "not applicable: 1 of test_ops: there is no Triton" in capsys.readouterr().out
 
 
+def test_a_run_is_held_to_one_without_our_operators(source, tmp_path):
+    results = tmp_path / "without.jsonl"
+    done = run("--source", source, "--results", results, "--without")
+    assert done.returncode == 0, done.stderr
+    assert "| test_ops | 6 | 3 | 2 | 1 | 0 |" in done.stdout
+    done = run("--source", source, "--compare", results)
+    assert done.returncode == 0, done.stdout
+    assert "| test_ops | 6 | 3 | 2 | 1 | 0 |" in done.stdout
+    assert "without our operators, failed" in done.stdout
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    kept = [line for line in lines if "test_wrong" not in line["test"]]
+    kept.append({"test": "tests/test_ops.py::test_wrong", "outcome": "passed", "text": "", "seconds": 0})
+    results.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    done = run("--source", source, "--compare", results)
+    assert done.returncode == 1
+    assert "UNEXPECTED failed: tests/test_ops.py::test_wrong" in done.stdout
+
+
 def test_something_else_than_the_source(tmp_path):
     done = run("--source", tmp_path)
     assert done.returncode == 1

@@ -4,6 +4,9 @@ Their source is no part of this project: it is fetched from GitHub, or taken fro
 ``tests/upstream_not_applicable.toml`` lists the tests that cannot pass there and those that bitsandbytes skips itself,
 each with its reason. Any other failure or skip is an error, and so is a listed failure that has become a pass.
 
+``--without`` runs the tests with bitsandbytes' own operators; ``--compare FILE`` then takes the outcomes of such a run
+in place of the list: a test that passes there must pass with our operators, and what fails or is skipped there may.
+
 Every file runs in a process of its own. A test that ends it, or hangs, counts as crashed, and the rest goes on.
 With ``--results`` (a file), the outcomes are kept, and a run continues where the last one stopped. The tests need what
 this package's extra ``upstream-tests`` brings, and up to 14 GB of memory.
@@ -115,9 +118,10 @@ class Recorder:
         faulthandler.cancel_dump_traceback_later()
 
 
-def child(device: str, file: str, results: pathlib.Path, deadline: float, only: str) -> int:
+def child(device: str, file: str, results: pathlib.Path, deadline: float, only: str, ours: bool) -> int:
     """Run what is left of one file, in this process and in the folder of the tests."""
     os.environ["BNB_TEST_DEVICE"] = device
+    os.environ["BNB_INTEL_AUTOLOAD"] = "1" if ours else "0"
     if device == "xpu":
         sys.path.insert(0, str(ROOT / "benchmarks"))
         from run import prepare
@@ -125,19 +129,28 @@ def child(device: str, file: str, results: pathlib.Path, deadline: float, only: 
         prepare()
         import bitsandbytes  # noqa: F401 (it registers our operators)
 
-        from bitsandbytes_intel import ops
-
-        if device not in ops.registered():
-            raise SystemExit(f"our operators are not registered on {device}: {ops.failures() or 'BNB_INTEL_AUTOLOAD'}")
+        check_registration(device, ours)
+    else:
+        os.environ["BNB_INTEL_VIRTUAL_XPU"] = "0"
     import pytest
 
     sys.path.insert(0, os.getcwd())
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "log_cli=false", "-o", "log_file="]
     options += ["-m", "not benchmark", "-k", only]  # benchmarks time, and assert nothing
     status = pytest.main([*options, f"tests/{file}.py"], plugins=[Recorder(results, deadline)])
+    if "bitsandbytes" in sys.modules:
+        check_registration(device, ours)
     if status == pytest.ExitCode.INTERRUPTED and time.time() > deadline:
         return _STOPPED
     return 0 if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED) else 1
+
+
+def check_registration(device: str, ours: bool) -> None:
+    """End the process if the wrong operators answer on the device."""
+    from bitsandbytes_intel import ops
+
+    if (device in ops.registered()) != ours:
+        raise SystemExit(f"our operators are {'not ' if ours else ''}registered on {device}: {ops.failures()}")
 
 
 # ---- all of them ----------------------------------------------------------------------------------------------------
@@ -156,10 +169,12 @@ def split(test: str) -> tuple[str, str]:
     return pathlib.PurePosixPath(path).stem, name
 
 
-def run_file(device: str, file: str, folder: pathlib.Path, results: pathlib.Path, deadline: float, only: str) -> bool:
+def run_file(
+    device: str, file: str, folder: pathlib.Path, results: pathlib.Path, deadline: float, only: str, ours: bool
+) -> bool:
     """Run one file to its end, over crashes too; whether the time was enough."""
     command = [sys.executable, __file__, "--child", "--device", device, "--results", str(results)]
-    command += ["--deadline", str(deadline), "-k", only, file]
+    command += ["--deadline", str(deadline), "-k", only, *([] if ours else ["--without"]), file]
     # Some of the tests start the commands of this environment.
     path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path}
@@ -220,10 +235,48 @@ class Entries:
                 yield f"{entry['file']}: {entry['tests']}"
 
 
+class Baseline:
+    """What was seen without our operators, in place of the list."""
+
+    def __init__(self, results: pathlib.Path) -> None:
+        self._outcomes = {outcome["test"]: outcome["outcome"] for outcome in read(results)}
+        self.count: collections.Counter[tuple[str, str, str]] = collections.Counter()
+
+    def judge(self, outcome: dict[str, Any]) -> str:
+        """The column of the table that an outcome counts in."""
+        before = self._outcomes.get(outcome["test"])
+        now, file = outcome["outcome"], split(outcome["test"])[0]
+        if now == "passed":
+            if before != "passed":
+                self.count["passed", file, f"with our operators alone; without, {before or 'not run'}"] += 1
+            return "passed"
+        if before is None or before == "passed":
+            return "unexpected"
+        kind = "skipped" if now in ("skipped", "xfailed") else "not applicable"
+        self.count[kind, file, f"without our operators, {before}"] += 1
+        return kind
+
+    def unused(self, files: list[str]) -> Iterator[str]:
+        """There is no list here that could be out of date."""
+        return iter(())
+
+
+class Whatever(Baseline):
+    """Nothing is expected: of a run without our operators, of which another will be held to the outcome."""
+
+    def __init__(self) -> None:
+        self.count = collections.Counter()
+
+    def judge(self, outcome: dict[str, Any]) -> str:
+        """The column of the table that an outcome counts in."""
+        names = {"passed": "passed", "skipped": "skipped", "xfailed": "skipped"}
+        return names.get(outcome["outcome"], "not applicable")
+
+
 COLUMNS = ("tests", "passed", "not applicable", "skipped", "unexpected")
 
 
-def report(outcomes: list[dict[str, Any]], entries: Entries, files: list[str], whole: bool) -> int:
+def report(outcomes: list[dict[str, Any]], entries: Entries | Baseline, files: list[str], whole: bool) -> int:
     """Print the table, the reasons and whatever is not as listed; the number of errors."""
     rows: dict[str, collections.Counter[str]] = {file: collections.Counter() for file in files}
     unexpected = []
@@ -258,11 +311,15 @@ def main() -> int:
     parser.add_argument("--results", type=pathlib.Path, help="keep the outcomes in this file, and continue from it")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the test that is at work then")
     parser.add_argument("-k", dest="only", default="", help="only the tests that this expression of pytest's names")
+    judges = parser.add_mutually_exclusive_group()
+    judges.add_argument("--without", action="store_true", help="run bitsandbytes' own operators, and expect nothing")
+    judges.add_argument("--compare", type=pathlib.Path, help="expect what passed in these results of --without")
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(arguments.device, arguments.file[0], arguments.results, arguments.deadline, arguments.only)
+        return child(arguments.device, arguments.file[0], arguments.results, arguments.deadline, arguments.only,
+                     not arguments.without)  # fmt: skip
     files = arguments.file or list(FILES)
     if not set(files) <= set(FILES):
         parser.error(f"file must be of {', '.join(FILES)}, got {', '.join(sorted(set(files) - set(FILES)))}")
@@ -272,10 +329,18 @@ def main() -> int:
         folder = pathlib.Path(name)
         stage(arguments.source or ARCHIVE.format(version=version), folder)
         results = (arguments.results or folder / "results.jsonl").resolve()
-        complete = all(run_file(arguments.device, file, folder, results, deadline, arguments.only) for file in files)
+        ours = not arguments.without
+        complete = all(
+            run_file(arguments.device, file, folder, results, deadline, arguments.only, ours) for file in files
+        )
         outcomes = [outcome for outcome in read(results) if split(outcome["test"])[0] in files]
     print(f"bitsandbytes {version}, {arguments.device}, torch {importlib.metadata.version('torch')}")
-    errors = report(outcomes, Entries(LIST, arguments.device), files, complete and not arguments.only)
+    judge: Entries | Baseline = Entries(LIST, arguments.device)
+    if arguments.without:
+        judge = Whatever()
+    elif arguments.compare:
+        judge = Baseline(arguments.compare)
+    errors = report(outcomes, judge, files, complete and not arguments.only)
     if not complete:
         print("stopped: out of time; the same command continues")
     return 1 if errors or not complete else 0

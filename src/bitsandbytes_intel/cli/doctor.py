@@ -6,7 +6,6 @@ What may end a process (imports of torch and bitsandbytes, libraries) is tried i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import importlib.metadata
@@ -81,7 +80,9 @@ def checks(probe: dict[str, Any]) -> Iterator[Line]:
 # ---- the other process ----------------------------------------------------------------------------------------------
 def probed() -> dict[str, Any]:
     """What ``probe.py`` found; ``crash`` says how it ended if that was not by itself."""
-    command = [sys.executable, "-m", f"{__package__}.probe"]
+    device = sycl.find_opencl()
+    libraries = [*(_DRIVER if intel_nodes() else ()), *([str(device)] if device else [])]
+    command = [sys.executable, "-m", f"{__package__}.probe", *libraries]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PROBE_SECONDS)
         output, status, last = done.stdout, done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
@@ -356,7 +357,7 @@ def gpus(probe: dict[str, Any]) -> Iterator[Line]:
         )
         return
     yield Line(name, OK, shown)
-    lacking = [library for library in _DRIVER if not probe.get("xpus") and not _loads(library)]
+    lacking = [library for library in _DRIVER if not probe.get("xpus") and not probe.get(library)]
     if lacking:
         yield Line(
             "GPU driver", FAULT, f"{', '.join(lacking)} does not load", "apt-get install libze1 libze-intel-gpu1"
@@ -372,14 +373,6 @@ def gpus(probe: dict[str, Any]) -> Iterator[Line]:
         yield Line("torch and the GPU", FAULT, f"torch sees no GPU: {why}", "update the driver; check it with clinfo")
 
 
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
 def virtual_xpu(probe: dict[str, Any]) -> Iterator[Line]:
     """What the virtual XPU needs, where torch is a build for CPUs."""
     if probe.get("xpu_build"):
@@ -389,7 +382,7 @@ def virtual_xpu(probe: dict[str, Any]) -> Iterator[Line]:
     device = sycl.find_opencl()
     if device is None:
         yield Line("OpenCL CPU device", bad, "none is installed for the virtual XPU", "pip install intel-opencl-rt")
-    elif not _loads(str(device)):
+    elif not probe.get(str(device)):
         yield Line("OpenCL CPU device", bad, f"{device} does not load", "pip install --force-reinstall intel-opencl-rt")
     else:
         yield Line("OpenCL CPU device", OK, str(device))

@@ -1,13 +1,15 @@
 """What ``doctor`` tries in a process of its own, since a broken import may end it: imports, libraries, devices.
 
-``python -m bitsandbytes_intel.cli.probe`` prints one line of JSON before each step ({"step": …}) and one with what came
-of it. It imports torch and bitsandbytes as a program of the user's would, with the environment as it is.
+``python -m bitsandbytes_intel.cli.probe [LIBRARY…]`` prints one line of JSON before each step ({"step": …}) and one with
+what came of it. It imports torch and bitsandbytes as a program of the user's would, with the environment as it is.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +101,11 @@ def _switched_on(variable: env.Variable) -> bool:
         return False
 
 
+def _load(library: str) -> bool:
+    ctypes.CDLL(library)
+    return True
+
+
 def main() -> None:
     """Run every step, the rest also where one fails."""
     if _try("torch", _torch):
@@ -112,7 +119,10 @@ def main() -> None:
             _try("operators", _operators)
     _try("cpu_library", _cpu_library)
     _try("xpu_library", _xpu_library)
+    for library in sys.argv[1:]:
+        _try(library, lambda library=library: _load(library))  # type: ignore[misc]
     _say(step=None)
+    os._exit(0)  # past the ends of foreign libraries, of which some never come
 
 
 if __name__ == "__main__":
