@@ -35,7 +35,7 @@ from typing import Any
 PARTS = ("operators", "checkpoints", "cache")
 ROUND = 60.0  # seconds of a process: after it, another one starts anew
 MEMORY = 24 << 30  # of addresses: a size that was believed is an error, and takes nothing from the machine
-HANGS_AFTER = 120
+HANGS_AFTER = 600
 EDGES = (
     0,
     1,
@@ -218,6 +218,10 @@ def fuzz_operators(draw: random.Random, device: str, journal: Journal, until: fl
         pages: list[Any] = []
         if device == "cpu" and draw.random() < 0.7:
             given = {key: behind_a_page(draw, value, pages) for key, value in given.items()}
+        # torch gives a call with a sparse or meta tensor to bitsandbytes' Python.
+        tensors = [value for value in given.values() if isinstance(value, torch.Tensor)]
+        foreign = any(value.is_meta or value.layout != torch.strided for value in tensors)
+        tensors.clear()
         journal.begin(f"{name}({', '.join(f'{key}={described(value)}' for key, value in given.items())})")
         try:
             with torch.no_grad():
@@ -226,8 +230,9 @@ def fuzz_operators(draw: random.Random, device: str, journal: Journal, until: fl
                     torch.xpu.synchronize()
         except (RuntimeError, ValueError, TypeError, MemoryError, NotImplementedError):
             journal.raised += 1
-        except Exception as error:  # nothing else may come out of an operator
-            journal.fault(f"{type(error).__name__}: {error}")
+        except Exception as error:  # nothing else may come out of an operator of ours
+            if not foreign:
+                journal.fault(f"{type(error).__name__}: {error}")
         if not all(buffer.canary_is_alive() for buffer in pages):
             journal.fault("it wrote outside of a tensor")
         given.clear()

@@ -1,6 +1,6 @@
 """What ``doctor`` tries in a process of its own, since a broken import may end it: imports, libraries, devices.
 
-``python -m bitsandbytes_intel.cli.probe [LIBRARY…]`` prints one line of JSON before each step ({"step": …}) and one with
+``python -m bitsandbytes_intel.cli.probe [LIBRARY…]`` prints a line of JSON before each step ({"step": …}) and one with
 what came of it. It imports torch and bitsandbytes as a program of the user's would, with the environment as it is.
 """
 
