@@ -1,10 +1,12 @@
-"""What the package never does: unpickle, evaluate text, open a connection."""
+"""What the package never does: unpickle, evaluate text, open a connection. And a short run of the fuzzer."""
 
 from __future__ import annotations
 
 import ast
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +14,7 @@ import bitsandbytes_intel
 
 PACKAGE = pathlib.Path(bitsandbytes_intel.__file__).parent
 SOURCES = sorted(PACKAGE.glob("**/*.py"))
+FUZZ = pathlib.Path(__file__).parent / "fuzz.py"
 # Modules that unpickle, connect, or fetch.
 MODULES = {
     "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml",
@@ -64,3 +67,16 @@ def test_the_libraries_open_no_connection():
         content = path.read_bytes()
         for name in (rb"getaddrinfo", rb"gethostby", rb"\0socket\0", rb"\0connect\0", rb"\0system\0", rb"\0popen\0"):
             assert not re.search(name, content), (path.name, name)
+
+
+@pytest.mark.parametrize(("device", "part"), [("cpu", "all"), ("xpu", "operators")])
+def test_fuzz(device, part):
+    """Seconds of what `make fuzz` does for half an hour, from the same seed each time."""
+    done = subprocess.run(
+        [sys.executable, str(FUZZ), "--device", device, "--part", part, "--seconds", "5", "--seed", "1"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert re.search(r"[1-9]\d* calls, 0 faults", done.stdout), done.stdout
