@@ -15,7 +15,12 @@ from bitsandbytes_intel import env, ops, reference
 from bitsandbytes_intel.cli import cases, model
 from bitsandbytes_intel.cli.app import app
 
-LOGGERS = ("bitsandbytes_intel", "bitsandbytes.backends.xpu.ops", "torch.utils.flop_counter")
+LOGGERS = (
+    "bitsandbytes_intel",
+    "bitsandbytes.backends.cpu.ops",
+    "bitsandbytes.backends.xpu.ops",
+    "torch.utils.flop_counter",
+)
 
 
 @pytest.fixture

@@ -118,8 +118,12 @@ def _start_logging(out: Output) -> None:
     ours.setLevel(logging.DEBUG if out.verbose else logging.INFO)
     ours.propagate = False
     if not out.verbose:
-        # Other packages' advice at import, of no use here: that Triton is missing, that PyTorch code stands in.
-        for name in ("bitsandbytes.backends.xpu.ops", "torch.utils.flop_counter"):
+        # Other packages' advice at import, of no use here: that Triton or kernels is missing, that PyTorch stands in.
+        for name in (
+            "bitsandbytes.backends.cpu.ops",
+            "bitsandbytes.backends.xpu.ops",
+            "torch.utils.flop_counter",
+        ):
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
