@@ -218,9 +218,9 @@ def fuzz_operators(draw: random.Random, device: str, journal: Journal, until: fl
         pages: list[Any] = []
         if device == "cpu" and draw.random() < 0.7:
             given = {key: behind_a_page(draw, value, pages) for key, value in given.items()}
-        # torch gives a call with a sparse or meta tensor to bitsandbytes' Python.
+        # torch gives a call with a sparse or meta tensor, or with none at all, to bitsandbytes' Python.
         tensors = [value for value in given.values() if isinstance(value, torch.Tensor)]
-        foreign = any(value.is_meta or value.layout != torch.strided for value in tensors)
+        foreign = not tensors or any(value.is_meta or value.layout != torch.strided for value in tensors)
         tensors.clear()
         journal.begin(f"{name}({', '.join(f'{key}={described(value)}' for key, value in given.items())})")
         try:
