@@ -20,7 +20,10 @@ BNB_INLINE int64_t padded_words(int64_t k) { return ceil_div(k, 4 * kWide) * kWi
 
 BNB_INLINE int32_t word_at(const int8_t* row, int64_t word, int64_t k) {
   int32_t x = 0;
-  __builtin_memcpy(&x, row + 4 * word, static_cast<size_t>(std::min<int64_t>(4, k - 4 * word)));
+  if (4 * word + 4 <= k)
+    __builtin_memcpy(&x, row + 4 * word, 4);  // of a size that is known: no call
+  else
+    __builtin_memcpy(&x, row + 4 * word, static_cast<size_t>(k - 4 * word));
   return x;
 }
 
@@ -212,16 +215,15 @@ struct Blocks {
       const int64_t first = rows.first + block * rows.height, height = std::min(rows.height, rows.last - first);
       int32_t* const packed = rows.data + block * rows.height * rows.words;
       const int64_t words = ceil_div(p.k, 4);
-      for (int64_t r = 0; r < height; r++) {
-        const int8_t* const row = p.A + (first + r) * p.k;
-        packed[r] = start_of<Engine>(row, p.k);
-        int32_t* to = packed + height + r;
-        for (int64_t w = 0; w < words; w++) {
+      const int8_t* const rows_of_A = p.A + first * p.k;
+      for (int64_t r = 0; r < height; r++) packed[r] = start_of<Engine>(rows_of_A + r * p.k, p.k);
+      int32_t* to = packed + height;
+      for (int64_t w = 0; w < words; w++, to += Engine::kParts * height)
+        for (int64_t r = 0; r < height; r++) {
           int32_t parts[Engine::kParts];
-          Engine::prepare_word(word_at(row, w, p.k), parts);
-          for (int part = 0; part < Engine::kParts; part++, to += height) *to = parts[part];
+          Engine::prepare_word(word_at(rows_of_A + r * p.k, w, p.k), parts);
+          for (int part = 0; part < Engine::kParts; part++) to[part * height + r] = parts[part];
         }
-      }
       pack_outliers(p, first, height, packed + height * (1 + words * Engine::kParts));
     }
   }

@@ -71,6 +71,8 @@ def onnx_sessions(operator: str, copies: int = 8) -> list[Any]:
         onnx.checker.check_model(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Its threads are not to take the others' turns.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         sessions.append(
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         )
