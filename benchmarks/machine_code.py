@@ -88,6 +88,12 @@ class Instruction:
         return int(found[1]) // 8 * int(found[2] or 1) if found and self.lanes > 1 else 0
 
     @cached_property
+    def loaded_bytes(self) -> int:
+        """Bytes that a lane loads from global memory."""
+        found = re.match(r"load\.ugm\.d(\d+)(?:u32)?(?:x(\d+))?", self.message)
+        return int(found[1]) // 8 * int(found[2] or 1) if found and self.lanes > 1 else 0
+
+    @cached_property
     def is_look_up(self) -> bool:
         """Whether it reads a register that each lane chooses: a shuffle."""
         return "r[a0" in self.text
@@ -285,7 +291,7 @@ def ways_of(template: dict[str, str | int], function: str, blocks: list[Block], 
         tile = number("TILE_SIZE") // (number("GROUP_SIZE") // lanes)
         return ways_of_dequantise(blocks, lanes * number("NUM_PER_TH"), tile, target)
     if not function.startswith("kgem"):
-        return []
+        return ways_of_pass(template, function, blocks, target)
     rows, tile_m, fp32 = number("ROWS"), number("TILE_M"), template["T"] == "float"
     if "WORDS" in template:  # on the matrix unit: a lane holds whole steps of a row of 16
         weights = expected = rows // 16 * number("STEPS") * number("WORDS") * 8
@@ -303,6 +309,42 @@ def ways_of(template: dict[str, str | int], function: str, blocks: list[Block], 
     way = max(found, key=look_ups)
     times = max(1, round(look_ups(way) / expected))  # the compiler may have unrolled further
     return [measure("loop", way, lanes * weights * times, loads * times, target)]
+
+
+def ways_of_pass(template: dict[str, str | int], function: str, blocks: list[Block], target: Target) -> list[Way]:
+    """The loop in which a pass over a tensor stores, or loads where it stores nothing but sums; without one, the whole."""
+    lanes, wide = int(template.get("SUBG_SIZE", 16)), int(template.get("NUM_PER_TH", 1))
+    fp32, two = template.get("T") == "float", template.get("OPTIMIZER") in ("bnb::ADAM", "bnb::ADEMAMIX")
+    reduces = function in ("kColumnStats", "kSumUnorm") or function.startswith("kPrecondition")
+    streams = 1  # of the widest accesses
+    if function.startswith("kOptimizer32bit"):
+        states = 3 if template["OPTIMIZER"] == "bnb::ADEMAMIX" else 1 + two
+        streams = states + fp32
+    elif function.startswith("kPrecondition"):
+        streams = 1 if template["OPTIMIZER"] == "bnb::ADEMAMIX" else 1 + two + fp32
+
+    def width(instruction: Instruction) -> int:
+        return instruction.loaded_bytes if reduces else instruction.stored_bytes
+
+    widest = max((width(i) for b in blocks for i in b.instructions), default=0)
+    if not widest:
+        return []
+
+    def accesses(way: Sequence[Block]) -> int:
+        return sum(width(i) == widest for block in way for i in block.instructions)
+
+    found = [way for way in loops(blocks, target) if accesses(way)]
+    ends = {block.index for block in blocks if any(i.ends for i in block.instructions)}
+    if found:  # the innermost of those with most accesses
+        way, what = max(found, key=lambda way: (accesses(way), -len(way))), "loop"
+    else:
+        way, what, starts = [], "thread", [0]
+        for block in blocks:
+            if accesses([block]) and (part := shortest(blocks, starts, {block.index}, target)):
+                way, starts = way + part, block.next
+        way += shortest(blocks, starts, ends, target)
+    elements = lanes * wide * max(1, accesses(way) // streams)
+    return [measure(what, way, elements, len(way) * 100, target)]
 
 
 def look_ups(way: Sequence[Block]) -> int:

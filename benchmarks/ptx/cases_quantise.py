@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from bench import BLOCKSIZE, TYPES, Bench, Case
-from rig import DATA_TYPES, FP4, GENERAL_8BIT, NF4, Kernel, ceil_div, shift_of
+from rig import DATA_TYPES, FP4, GENERAL_8BIT, NF4, Kernel, ceil_div, shift_of, tiles_launch
 
 BARS = {
     "quantise NF4": 0.50,
@@ -17,7 +17,10 @@ BARS = {
     "int8": 0.70,
 }
 """Beginning of an operator's name -> share of a copy of the same size that it has to reach."""
-OPTIMIZERS = {"adam": "ADAM", "ademamix": "ADEMAMIX", "lion": "LION", "momentum": "MOMENTUM"}
+OPTIMIZERS = {
+    "adam": "ADAM", "ademamix": "ADEMAMIX", "lion": "LION", "momentum": "MOMENTUM", "rmsprop": "RMSPROP",
+    "adagrad": "ADAGRAD",
+}  # fmt: skip
 
 
 def dynamic_map(signed: bool, device: str) -> torch.Tensor:
@@ -77,7 +80,9 @@ class Quantise(Case):
             return True, "not checked"
         codes, absmax = self.upstream(0)
         bad = differing(self.out[0], codes.view(-1)), differing(self.absmax[0], absmax)
-        return not any(bad), f"{bad[0]} bytes, {bad[1]} absmax differ" if any(bad) else "equal"
+        # csrc/reciprocal.h: of float32 maxima, one in a hundred has a scale one unit off.
+        allowed = self.n * 1e-6 if self.kind == "float" else 0
+        return bad[0] <= allowed and not bad[1], f"{bad[0]} bytes, {bad[1]} absmax differ" if any(bad) else "equal"
 
 
 class Optimizer8bit(Case):
@@ -88,13 +93,11 @@ class Optimizer8bit(Case):
     def __init__(self, bench: Bench, kind: str, name: str, n: int) -> None:
         super().__init__(bench, kind, (1, n))
         self.operator, self.name, self.n = f"optimizer {name}, 8-bit states", name, n
-        function = (
-            "kOptimizerStatic8bit2StateBlockwise" if name.startswith("ad") else "kOptimizerStatic8bit1StateBlockwise"
-        )
+        self.states = {"adam": 2, "ademamix": 3}.get(name, 1)
+        function = f"kOptimizerStatic8bit{min(self.states, 2)}StateBlockwise"
         wanted = f"bnb::{OPTIMIZERS[name]}"
         self.kernels = [k for k in bench.kernels
                         if k.function == function and k.type == kind and k.template["OPTIMIZER"] == wanted]  # fmt: skip
-        self.states = {"adam": 2, "ademamix": 3}.get(name, 1)
         rows, blocks, device = (2 if name == "ademamix" else 1), ceil_div(n, 256), bench.device
         self.moved = n * (3 * self.dtype.itemsize + 2 * self.states) + 8 * blocks * self.states
         self.count = bench.buffers_for(self.moved)
@@ -169,7 +172,8 @@ class Int8(Case):
         self.moved, self.function = n * sizes[function], function
         self.count = bench.buffers_for(self.moved)
         self.sparse = template.get("SPARSE_DECOMP", 0)
-        self.height = ceil_div(rows, 64) if function == "kColumnStats" else 32
+        self.height = max(64, ceil_div(rows, 128)) if function == "kColumnStats" else 32
+        self.second = bench.fast_kernels("kColumnStats", "NUM_PER_TH", "float")[0]  # over the parts of the first
         scaled = function == "kdequant_mm_int32"
         self.sets = []
         for _ in range(self.count):
@@ -185,7 +189,8 @@ class Int8(Case):
             self.sets.append((source, out))
         self.rows_stats = torch.rand(rows, device=device) + 1
         self.cols_stats = torch.rand(cols, device=device) + 4
-        self.stats = torch.empty(max(rows, 64 * cols), device=device)
+        self.stats = torch.empty(max(rows, 128 * cols), device=device)
+        self.column_stats = torch.empty(cols, device=device)
         self.outliers = torch.zeros(cols, dtype=torch.uint8, device=device)
 
     def ours(self, i: int, kernel: Kernel) -> None:
@@ -198,13 +203,13 @@ class Int8(Case):
             "stats": by_row, "stride": 1, "bias": None, "bias_type": -1, "addend": None, "height": self.height,
             "rows": rows, "cols": cols,
         }  # fmt: skip
-        groups = rows
-        if self.function != "kInt8VectorQuant":
-            width = kernel.number("NUM_PER_TH") * kernel.number("STEPS") * kernel.number("SUBG_SIZE")
-            height = kernel.number("HEIGHT") if "HEIGHT" in kernel.template else self.height
-            tiles = ceil_div(cols, width) * ceil_div(rows, height)
-            groups = ceil_div(tiles, kernel.group_size // kernel.number("SUBG_SIZE"))
+        groups = rows if self.function == "kInt8VectorQuant" else tiles_launch(kernel, rows, cols, self.height)
         self.bench.driver.launch(kernel, groups, values, self.bench.clock.stream())
+        if self.function == "kColumnStats":
+            parts = ceil_div(rows, self.height)
+            values |= {"A": self.stats.data_ptr(), "out": self.column_stats.data_ptr(), "rows": parts, "height": parts}
+            groups = tiles_launch(self.second, parts, cols, parts)
+            self.bench.driver.launch(self.second, groups, values, self.bench.clock.stream())
 
     def theirs(self) -> dict[str, Callable[[int], object]]:
         ops = torch.ops.bitsandbytes
@@ -216,9 +221,15 @@ class Int8(Case):
 
     def check(self, kernel: Kernel) -> tuple[bool, str]:
         self.ours(0, kernel)
+        (a, out), ops = self.sets[0], torch.ops.bitsandbytes
+        if "Column" in self.function and not self.bench.dry:
+            if self.function == "kColumnStats":
+                bad = differing(self.column_stats, a.abs().amax(0).float())
+            else:
+                bad = differing(out.view(self.shape), ((a * 127).float() / self.cols_stats).round().to(torch.int8))
+            return not bad, f"{bad} differ" if bad else "equal"
         if not self.bench.upstream or not self.theirs():
             return True, "not checked"
-        (a, out), ops = self.sets[0], torch.ops.bitsandbytes
         if self.function == "kInt8VectorQuant":
             codes, stats, columns = ops.int8_vectorwise_quant(a, 6.0 * self.sparse)
             mine = out.view(self.shape).clone()

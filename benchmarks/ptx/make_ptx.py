@@ -74,12 +74,36 @@ def outside_of_spirv(source: str) -> str:
     return re.sub(r"//[^\n]*", "", source)
 
 
+# How many work-groups a multiprocessor should have room for, by the beginning of a kernel's symbol in its source: these
+# take many registers, of which an Intel GPU gives each thread as many whatever it needs, and an NVIDIA GPU does not.
+GROUPS_AT_ONCE = {
+    "kOptimizerStatic8bit1StateBlockwise": 4,
+    "kOptimizerStatic8bit2StateBlockwise": 3,
+    "kQuantizeBlockwise": 4,
+}
+
+
+def with_bounds(ptx: bytes, image: sycl_jit.Image) -> bytes:
+    """The PTX with a work-group's size said, and the number of them that is wanted at once, for kernels of 256."""
+    for name, symbol in image.symbols.items():
+        function = name.partition("<")[0].rpartition("::")[2]
+        if (groups := GROUPS_AT_ONCE.get(function)) and re.search(r"\b256, ?32>", name):
+            bounds = f".maxntid 256, 1, 1\n.minnctapersm {groups}\n".encode()
+            ptx = re.sub(rb"(\.entry " + re.escape(symbol.encode()) + rb"\([^)]*\))\s*\n", rb"\1\n" + bounds, ptx, count=1)
+    return ptx
+
+
 def with_mma(ptx: bytes) -> bytes:
     """The PTX said to be of a version and of a GPU that know mma.sync.m16n8k16; the compiler says the oldest."""
     if b"mma.sync" not in ptx:
         return ptx
     ptx = re.sub(rb"^\.version .*$", b".version 7.0", ptx, count=1, flags=re.M)
     return re.sub(rb"^\.target \w+", b".target sm_80", ptx, count=1, flags=re.M)
+
+
+def codebook_of(source: str) -> str:
+    """The lines of a kernel source that are the 4-bit tables."""
+    return "\n".join(re.findall(r"^constexpr float k(?:NF4|FP4)\[16\] = {.*?};", source, re.S | re.M))
 
 
 def split(text: str) -> list[str]:
@@ -184,13 +208,14 @@ def main() -> None:
         for stem, source, families, result in chunks:
             for part, image in enumerate(result.result()):
                 file = f"{stem}.{part}.ptx"
-                (options.outdir / file).write_bytes(with_mma(image.code))
+                (options.outdir / file).write_bytes(with_bounds(with_mma(image.code), image))
                 kernels += [describe(families[name], source, name, s, file) for name, s in image.symbols.items()]
     order = [name for _, families in found.values() for name in families]
     kernels.sort(key=lambda kernel: order.index(kernel.name))
     written = {
         "compiler": f"intel-sycl-rt {sycl_jit.release()}",
         "variants": options.variants,
+        "codebook": codebook_of(next(source for source, _ in found.values() if "kNF4[16]" in source)),
         "kernels": [asdict(k) for k in kernels],
     }
     (options.outdir / "kernels.json").write_text(json.dumps(written, indent=1) + "\n")

@@ -20,16 +20,20 @@ import numpy as np
 GENERAL_8BIT, FP4, NF4 = 0, 1, 2
 DATA_TYPES = {GENERAL_8BIT: "8-bit", FP4: "FP4", NF4: "NF4"}
 _ENUMERATORS = {"General8bit": GENERAL_8BIT, "FP4": FP4, "NF4": NF4}
-# fmt: off
-TABLES = {
-    NF4: np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-                   -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-                   0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-                   0.7229568362236023, 1.0], np.float32),
-    FP4: np.array([0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25,
-                   -0.0, -0.005208333333, -0.66666667, -1.0, -0.33333333, -0.5, -0.16666667, -0.25], np.float32),
-}
-# fmt: on
+
+
+def codebooks(text: str) -> dict[int, np.ndarray]:
+    """The 4-bit tables as csrc/codebook.h has them, which is the only place for them."""
+    found = {}
+    for data_type, name in ((NF4, "kNF4"), (FP4, "kFP4")):
+        numbers = re.search(rf"\b{name}\[16\] = {{(.*?)}};", text, re.S)[1]  # type: ignore[index]
+        found[data_type] = np.array([float(x.strip(" f")) for x in numbers.replace("\n", "").split(",") if x.strip()],
+                                    np.float32)  # fmt: skip
+    return found
+
+
+TABLES: dict[int, np.ndarray] = {}
+"""Values of the 4-bit types, by code; read_kernels fills it from what make_ptx.py wrote."""
 
 Values: TypeAlias = dict[str, Any]
 """Arguments of a kernel by name; a pointer is an address, or None."""
@@ -185,6 +189,16 @@ def product_launch(
     return tiles_m * ceil_div(n, kernel.rows_of_b), values
 
 
+def tiles_launch(kernel: Kernel, rows: int, cols: int, height: int) -> int:
+    """Work-groups of an int8 kernel that works by tiles, of so many rows where the kernel does not say it."""
+    width = kernel.number("NUM_PER_TH") * kernel.number("STEPS") * kernel.number("SUBG_SIZE")
+    height = kernel.number("HEIGHT") if "HEIGHT" in kernel.template else height
+    tiles = ceil_div(cols, width) * ceil_div(rows, height)
+    if kernel.template.get("SHARED"):  # by the work-group's sub-groups
+        return tiles
+    return ceil_div(tiles, kernel.group_size // kernel.number("SUBG_SIZE"))
+
+
 class Driver:
     """The CUDA driver, as far as these scripts need it."""
 
@@ -326,5 +340,7 @@ class DryDriver(Driver):
 
 def read_kernels(folder: Path) -> list[Kernel]:
     """The kernels that make_ptx.py wrote."""
-    entries = json.loads((folder / "kernels.json").read_text())["kernels"]
+    written = json.loads((folder / "kernels.json").read_text())
+    TABLES.update(codebooks(written["codebook"]))
+    entries = written["kernels"]
     return [Kernel(**{**entry, "arguments": [tuple(a) for a in entry["arguments"]]}) for entry in entries]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
+import re
 import sys
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sanitize_quantise
 from rig import (
     DATA_TYPES,
     FP4,
@@ -104,6 +106,49 @@ class Run:
             self.driver.synchronize()
             self.launches[kernel.function] += 1
             return np.frombuffer(self.driver.read(out or 0, size * itemsize), kind)
+
+    def outputs(
+        self,
+        kernel: Kernel,
+        groups: int,
+        values: dict[str, Any],
+        inputs: dict[str, np.ndarray | None],
+        expected: dict[str, np.ndarray],
+        *,
+        initial: dict[str, np.ndarray] | None = None,
+        alias: dict[str, tuple[str, int]] | None = None,
+        offset: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Launch, and return what stands in the outputs: arrays like those of `expected`.
+
+        They are full of NaNs before, or what `initial` says. `offset`: elements that A and out lie behind an aligned address.
+        `alias`: arguments that point so many bytes into another's memory.
+        """
+        before = {name: np.full(a.nbytes, 0xFF, np.uint8) for name, a in expected.items()} | (initial or {})
+        arrays = {**inputs, **before}
+        shifts = {name: 0 for name in arrays}
+        for name, like in (("A", inputs.get("A")), ("out", expected.get("out"))):
+            if offset and like is not None:
+                shifts[name] = offset * like.itemsize
+        bases: dict[str, int] = {}
+        try:
+            for name, array in arrays.items():
+                if array is not None:
+                    bases[name] = self.driver.allocate(array.nbytes + shifts[name])
+                    self.driver.write(bases[name], b"\xff" * shifts[name] + array.tobytes())
+            at: dict[str, Any] = {name: base + shifts[name] for name, base in bases.items()}
+            at |= {name: at[of] + by for name, (of, by) in (alias or {}).items()}
+            missing = {name: None for kind, name in kernel.arguments if kind.endswith("*") and name not in at}
+            self.driver.launch(kernel, groups, {**values, **missing, **at, "expected": expected})
+            self.driver.synchronize()
+            self.launches[kernel.function] += 1
+            return {
+                name: np.frombuffer(self.driver.read(at[name], a.nbytes), a.dtype).reshape(a.shape)
+                for name, a in expected.items()
+            }
+        finally:
+            for base in bases.values():
+                self.driver.free(base)
 
     def expect(self, good: bool, kernel: Kernel, what: str) -> None:
         """Note a failure."""
@@ -246,22 +291,24 @@ def spread(bits: np.ndarray, gap: int) -> np.ndarray:
 
 def emulate(kernel: Kernel, values: dict[str, Any]) -> None:
     """Dry run: what a right kernel would write."""
-    data = values["expected"].tobytes()
-    ctypes.memmove(values["out"], data, len(data))
+    expected = values["expected"]
+    for name, array in (expected if isinstance(expected, dict) else {"out": expected}).items():
+        data = array.tobytes()
+        ctypes.memmove(values[name], data, len(data))
 
 
-CHECKS = {"kDequantizeBlockwise": check_dequantize, "kgem": check_product}
+CHECKS = {"kDequantizeBlockwise": check_dequantize, "kgem": check_product, **sanitize_quantise.CHECKS}
 """Beginning of a kernel function's name -> what checks it."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=Path, metavar="DIR")
-    parser.add_argument("--only", help="only kernels whose name contains this")
+    parser.add_argument("--only", metavar="REGEX", help="only kernels in whose name this is found")
     parser.add_argument("--dry-run", action="store_true", help="everything but the launches: needs no GPU")
     options = parser.parse_args()
 
-    kernels = [k for k in read_kernels(options.dir) if not options.only or options.only in k.name]
+    kernels = [k for k in read_kernels(options.dir) if not options.only or re.search(options.only, k.name)]
     driver = DryDriver(emulate) if options.dry_run else Driver()
     driver.load(options.dir, kernels)
     run = Run(driver)

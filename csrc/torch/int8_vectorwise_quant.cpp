@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>> int8_double_qu
     torch::stable::zero_(col_stats);
   } else {
     // So many rows a group of lanes, that a GPU is filled and the second step is short.
-    const int64_t height = std::max<int64_t>(32, ceil_div(size.rows, 128));
+    const int64_t height = std::max<int64_t>(64, ceil_div(size.rows, 128));
     const int64_t parts = ceil_div(size.rows, height);
     const Tensor scratch = empty(Shape{parts > 1 ? parts * size.cols : 0}, ScalarType::Float, A);
     Call(op, A)(&Backend::int8_column_quant, static_cast<int>(dtype_of(A.scalar_type())), static_cast<const void*>(x.data_ptr()),

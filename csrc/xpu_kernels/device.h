@@ -129,6 +129,25 @@ BNB_INLINE void block_read(const u32* from, u32 (&values)[N]) {
 #endif
 }
 
+// The larger of a value and the maximum so far; NaN is no maximum.
+BNB_INLINE float larger(float value, float maximum) {
+#ifdef __NVPTX__
+  return __builtin_fmaxf(value, maximum);
+#else
+  return value > maximum ? value : maximum;
+#endif
+}
+
+BNB_INLINE float magnitude(float x) { return bits_as<float>(bits_as<u32>(x) & 0x7fffffff); }
+
+// The largest value of a sub-group, in every lane.
+template <int SUBG_SIZE>
+BNB_INLINE float sub_group_max(float value) {
+#pragma unroll
+  for (int mask = SUBG_SIZE / 2; mask; mask /= 2) value = larger(shuffle_xor(value, mask), value);
+  return value;
+}
+
 BNB_INLINE void barrier() { __spirv_ControlBarrier(kScopeWorkGroup, kScopeWorkGroup, kAcquireReleaseLocal); }
 
 // Work-group local memory: `static local_memory<float[256]> table;`

@@ -4,17 +4,6 @@
 
 namespace bnb {
 
-BNB_INLINE float magnitude(float x) { return bits_as<float>(bits_as<u32>(x) & 0x7fffffff); }
-// NaN is no maximum.
-BNB_INLINE float larger(float x, float top) { return x > top ? x : top; }
-
-template <int SUBG_SIZE>
-BNB_INLINE float sub_group_max(float value) {
-#pragma unroll
-  for (int mask = SUBG_SIZE / 2; mask; mask /= 2) value = larger(shuffle_xor(value, mask), value);
-  return value;
-}
-
 // Whether it holds in any lane. The CPU's compiler knows this to be uniform, which it does not of shuffles: a branch on it
 // leaves the code behind it vectorised.
 BNB_INLINE bool sub_group_any(bool value) {
@@ -27,7 +16,15 @@ BNB_INLINE bool sub_group_any(bool value) {
 
 // The nearest whole number as int8, halves to even; |x| < 2^22. NaN and infinity give 0, but a NaN that began as fp32:
 // adding 1.5 * 2^23 leaves the number in the low bits, and theirs are zero.
-BNB_INLINE u8 nearest_int8(float x) { return static_cast<u8>(bits_as<u32>(x + 12582912.0f)); }
+BNB_INLINE u8 nearest_int8(float x) {
+#ifdef __NVPTX__  // where the bits of a NaN are others, and a narrow store of a float's bits was seen to convert it
+  i32 result;
+  asm("cvt.rni.s32.f32 %0, %1;" : "=r"(result) : "f"(x));
+  return static_cast<u8>(result);
+#else
+  return static_cast<u8>(bits_as<u32>(x + 12582912.0f));
+#endif
+}
 
 // a / b rounded to nearest, for 0 <= |a / b| < 2^20, given 1 / b. Far from 1, the caller scales both.
 BNB_INLINE float divide(float a, float b, float reciprocal) {

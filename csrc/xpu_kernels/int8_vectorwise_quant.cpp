@@ -42,15 +42,26 @@ kInt8VectorQuant(const T* A, u8* out, float* rowStats, u8* outliers, float thres
       return id * NUM_PER_TH < static_cast<u32>(left < kSpan ? left : kSpan);
     };
     float top = 0.0f;
-    const auto look = [&](const Values& values, i64 base) __attribute__((always_inline)) {
+    // Outliers are few: only a lane that has one looks for it. It becomes 0 in `values`.
+    const auto look = [&](Values& values, i64 base) __attribute__((always_inline)) {
+      float peak = 0.0f;
 #pragma unroll
-      for (int j = 0; j < NUM_PER_TH; j++) {
-        const float size = magnitude(to_float(values.v[j]));
-        if (SPARSE_DECOMP && size >= threshold)
-          (outliers + base)[id * NUM_PER_TH + j] = 1;
-        else
-          top = larger(size, top);
+      for (int j = 0; j < NUM_PER_TH; j++) peak = larger(magnitude(to_float(values.v[j])), peak);
+      if (SPARSE_DECOMP && peak >= threshold) {
+        u8* const mark = outliers + base + id * NUM_PER_TH;
+        peak = 0.0f;
+#pragma unroll
+        for (int j = 0; j < NUM_PER_TH; j++) {
+          const float size = magnitude(to_float(values.v[j]));
+          if (size >= threshold) {
+            values.v[j] = T{};
+            if (!mark[j]) mark[j] = 1;  // other rows have the same outliers: reads share a cache, writes queue up
+          } else {
+            peak = larger(size, peak);
+          }
+        }
       }
+      top = larger(peak, top);
     };
     Values held[HELD];
 #pragma unroll
@@ -64,7 +75,10 @@ kInt8VectorQuant(const T* A, u8* out, float* rowStats, u8* outliers, float thres
       if (base < cols && inside(base)) look(held[h], base);
     }
     for (i64 base = static_cast<i64>(HELD) * kSpan; base < cols; base += kSpan)
-      if (inside(base)) look(reinterpret_cast<const Values*>(x + base)[id], base);
+      if (inside(base)) {
+        Values values = reinterpret_cast<const Values*>(x + base)[id];
+        look(values, base);
+      }
 
     static local_memory<float[kSubGroups]> tops;
     top = sub_group_max<SUBG_SIZE>(top);
@@ -75,22 +89,22 @@ kInt8VectorQuant(const T* A, u8* out, float* rowStats, u8* outliers, float thres
     if (id == 0) rowStats[row] = top;
     const float scale = scale_of_row(top);
 
-    const auto write = [&](const Values& values, i64 base) __attribute__((always_inline)) {
+    const auto write = [&](const Values& values, i64 base, bool sparse) __attribute__((always_inline)) {
       Codes result;
 #pragma unroll
       for (int j = 0; j < NUM_PER_TH; j++) {
         const float value = to_float(values.v[j]);
-        result.v[j] = code_of_row<T>(value, scale, SPARSE_DECOMP && magnitude(value) >= threshold);
+        result.v[j] = code_of_row<T>(value, scale, sparse && magnitude(value) >= threshold);
       }
       reinterpret_cast<Codes*>(codes + base)[id] = result;
     };
 #pragma unroll
     for (int h = 0; h < HELD; h++) {
       const i64 base = static_cast<i64>(h) * kSpan;
-      if (base < cols && inside(base)) write(held[h], base);
+      if (base < cols && inside(base)) write(held[h], base, false);
     }
     for (i64 base = static_cast<i64>(HELD) * kSpan; base < cols; base += kSpan)
-      if (inside(base)) write(reinterpret_cast<const Values*>(x + base)[id], base);
+      if (inside(base)) write(reinterpret_cast<const Values*>(x + base)[id], base, SPARSE_DECOMP);
   } else {
     constexpr int kSpan = NUM_PER_TH * SUBG_SIZE;
     const i64 row = group_id() * kSubGroups + sub_group_id();
@@ -165,43 +179,79 @@ kZeroColumns(u8* out, const i64* columns, i64 n, i64 rows, i64 cols) {
 
 // out[i, c] = max |A[r, c]| over the i-th `height` rows, outliers (>= threshold, if that is not 0) left out. NaN is the
 // maximum wherever there is one. Tiles as in int8.h.
-template <class T, int NUM_PER_TH, int STEPS, int GROUP_SIZE, int SUBG_SIZE>
+//   SHARED == 0  a tile is a sub-group's;
+//   SHARED == 1  for GPUs: a tile is a work-group's, whose sub-groups take the rows in turns, some of them at once.
+template <class T, int SHARED, int NUM_PER_TH, int STEPS, int GROUP_SIZE, int SUBG_SIZE>
 BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kColumnStats(const T* A, float* out, float threshold, i64 rows, i64 cols, i64 height) {
   using Grid = Tiles<SUBG_SIZE, NUM_PER_TH, STEPS>;
+  constexpr int kSubGroups = GROUP_SIZE / SUBG_SIZE;
   const u32 lane = lane_id();
-  const Grid tile(group_id() * (GROUP_SIZE / SUBG_SIZE) + sub_group_id(), rows, cols, height);
+  const Grid tile(SHARED ? group_id() : group_id() * kSubGroups + sub_group_id(), rows, cols, height);
   if (tile.empty()) return;
-  const float limit = threshold > 0.0f ? threshold : __builtin_inff();
   const bool all = !(threshold > 0.0f);
+  const float limit = all ? __builtin_inff() : threshold;
   // Magnitudes are compared as bits: NaN is above infinity.
   u32 tops[STEPS][NUM_PER_TH] = {};
-  const auto run = [&](auto guarded) __attribute__((always_inline)) {
-    for (i64 r = 0; r < tile.rows; r++) {
-      const T* const x = A + (tile.first_row + r) * cols + tile.first_col;
+  const auto look = [&](const pack<T, NUM_PER_TH>& values, u32 (&top)[NUM_PER_TH]) __attribute__((always_inline)) {
 #pragma unroll
-      for (int s = 0; s < STEPS; s++) {
-        if (guarded() && !tile.has(s, lane)) continue;
-        const auto values = reinterpret_cast<const pack<T, NUM_PER_TH>*>(x + s * Grid::kSpan)[lane];
-#pragma unroll
-        for (int j = 0; j < NUM_PER_TH; j++) {
-          const float size = magnitude(to_float(values.v[j]));
-          const u32 bits = !all && size >= limit ? 0 : bits_as<u32>(size);
-          tops[s][j] = bits > tops[s][j] ? bits : tops[s][j];
-        }
-      }
+    for (int j = 0; j < NUM_PER_TH; j++) {
+      const float size = magnitude(to_float(values.v[j]));
+      const u32 bits = !all && size >= limit ? 0 : bits_as<u32>(size);
+      top[j] = bits > top[j] ? bits : top[j];
     }
   };
-  if (tile.whole())
-    run([] { return false; });
-  else
-    run([] { return true; });
+  const T* const x = A + tile.first_row * cols + tile.first_col;
   float* const stats = out + tile.first_row / height * cols + tile.first_col;
+  if constexpr (SHARED) {
+    static_assert(STEPS == 1);
+    constexpr int kAtOnce = 8;
+    using Values = pack<T, NUM_PER_TH>;
+    if (tile.has(0, lane)) {
+      for (i64 r = sub_group_id(); r < tile.rows; r += kAtOnce * kSubGroups) {
+        Values values[kAtOnce];
 #pragma unroll
-  for (int s = 0; s < STEPS; s++) {
-    if (!tile.has(s, lane)) continue;
+        for (int i = 0; i < kAtOnce; i++) {
+          const i64 row = r + i * kSubGroups;  // behind the end, the last row again: it is no harm to a maximum
+          values[i] = reinterpret_cast<const Values*>(x + (row < tile.rows ? row : tile.rows - 1) * cols)[lane];
+        }
 #pragma unroll
-    for (int j = 0; j < NUM_PER_TH; j++) (stats + s * Grid::kSpan)[lane * NUM_PER_TH + j] = bits_as<float>(tops[s][j]);
+        for (int i = 0; i < kAtOnce; i++) look(values[i], tops[0]);
+      }
+    }
+    static local_memory<u32[kSubGroups][NUM_PER_TH][SUBG_SIZE]> shared;
+#pragma unroll
+    for (int j = 0; j < NUM_PER_TH; j++) shared.data[sub_group_id()][j][lane] = tops[0][j];
+    barrier();
+    for (u32 c = local_id(); c < Grid::kSpan; c += GROUP_SIZE) {
+      u32 top = 0;
+#pragma unroll
+      for (int s = 0; s < kSubGroups; s++) {
+        const u32 other = shared.data[s][c % NUM_PER_TH][c / NUM_PER_TH];
+        top = other > top ? other : top;
+      }
+      if (c < tile.left) stats[c] = bits_as<float>(top);
+    }
+  } else {
+    const auto run = [&](auto guarded) __attribute__((always_inline)) {
+      for (i64 r = 0; r < tile.rows; r++) {
+#pragma unroll
+        for (int s = 0; s < STEPS; s++) {
+          if (guarded() && !tile.has(s, lane)) continue;
+          look(reinterpret_cast<const pack<T, NUM_PER_TH>*>(x + r * cols + s * Grid::kSpan)[lane], tops[s]);
+        }
+      }
+    };
+    if (tile.whole())
+      run([] { return false; });
+    else
+      run([] { return true; });
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+      if (!tile.has(s, lane)) continue;
+#pragma unroll
+      for (int j = 0; j < NUM_PER_TH; j++) (stats + s * Grid::kSpan)[lane * NUM_PER_TH + j] = bits_as<float>(tops[s][j]);
+    }
   }
 }
 
@@ -217,19 +267,22 @@ kInt8ColumnQuant(const T* A, const float* colStats, u8* out, float threshold, i6
   const bool all = !(threshold > 0.0f);
   // A column far from 1 is scaled together with its maximum, so that reciprocal and remainder stay in range.
   float divisor[STEPS][NUM_PER_TH], reciprocal[STEPS][NUM_PER_TH], factor[STEPS][NUM_PER_TH];
+  bool near = true;
 #pragma unroll
   for (int s = 0; s < STEPS; s++) {
 #pragma unroll
     for (int j = 0; j < NUM_PER_TH; j++) {
       const float top = tile.has(s, lane) ? (colStats + tile.first_col + s * Grid::kSpan)[lane * NUM_PER_TH + j] : 1.0f;
       factor[s][j] = top < 0x1p-60f ? 0x1p60f : top > 0x1p60f ? 0x1p-60f : 1.0f;
+      near = near && factor[s][j] == 1.0f;
       divisor[s][j] = top * factor[s][j];
       // Rounded to nearest. A zero or infinite maximum gives NaN, and so codes of 0.
       const float r = 1.0f / divisor[s][j];
       reciprocal[s][j] = __builtin_fmaf(__builtin_fmaf(-divisor[s][j], r, 1.0f), r, r);
     }
   }
-  const auto run = [&](auto guarded) __attribute__((always_inline)) {
+  const auto run = [&](auto guarded, auto plain) __attribute__((always_inline)) {
+#pragma unroll 2
     for (i64 r = 0; r < tile.rows; r++) {
       const i64 at = (tile.first_row + r) * cols + tile.first_col;
 #pragma unroll
@@ -240,20 +293,23 @@ kInt8ColumnQuant(const T* A, const float* colStats, u8* out, float threshold, i6
 #pragma unroll
         for (int j = 0; j < NUM_PER_TH; j++) {
           const float value = to_float(values.v[j]);
-          const float product = value * factor[s][j] * 127.0f;
+          const float product = (plain() ? value : value * factor[s][j]) * 127.0f;
           const float rounded = to_float(from_float<T>(product));
           const float scaled = magnitude(rounded) < __builtin_inff() ? rounded : product;
           const float code = divide(scaled, divisor[s][j], reciprocal[s][j]);
-          codes.v[j] = code != code || (!all && magnitude(value) >= threshold) ? 0 : nearest_int8(code);
+          codes.v[j] = code != code || (!plain() && !all && magnitude(value) >= threshold) ? 0 : nearest_int8(code);
         }
         reinterpret_cast<pack<u8, NUM_PER_TH>*>(out + at + s * Grid::kSpan)[lane] = codes;
       }
     }
   };
-  if (tile.whole())
-    run([] { return false; });
+  constexpr bool kGpu = STEPS == 1;  // worth a copy of the loop
+  if (kGpu && tile.whole() && all && !sub_group_any(!near))
+    run([] { return false; }, [] { return true; });
+  else if (!kGpu && tile.whole())
+    run([] { return false; }, [] { return false; });
   else
-    run([] { return true; });
+    run([] { return true; }, [] { return false; });
 }
 
 }  // namespace bnb

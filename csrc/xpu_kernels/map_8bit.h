@@ -17,25 +17,38 @@ BNB_INLINE float bound_of_8bit(const float* code, u32 i) {
   return i % 2 ? (middle > code[i] ? middle : next_up(code[i])) : next_up(middle);
 }
 
-// Cells of [-1, 1]: 64 for each power of two from 2^-22 on, and what is nearer to 0 in one, for either sign; in order.
-constexpr i32 kLowestCell = (127 - 22) << 6, kSideCells = (22 << 6) + 1;
-
-BNB_INLINE i32 cell_of(float x) {
-  const float size = __builtin_fabsf(x) + 0x1p-22f;
-  const u32 k = bits_as<u32>(size < 1.0f ? size : 1.0f) >> 17;
-  return (static_cast<i32>(k - kLowestCell) ^ (bits_as<i32>(x) >> 31)) + kSideCells;
+// What tells two codes apart in an optimizer: the midpoint. Ties go to even codes.
+BNB_INLINE float midpoint_of_8bit(const float* code, u32 i) {
+  const float middle = (code[i] + code[i + 1]) * 0.5f;
+  return i % 2 ? middle : next_up(middle);
 }
 
+// Cells of [-1, 1], in order: 64 for each power of two from 2^-22 on, and what is nearer to 0 in one, for either sign. Of
+// [0, 1], if not SIGNED: 128 for each power of two; the first takes negative numbers too.
+template <bool SIGNED>
+struct CellsOf {
+  static constexpr i32 kBits = SIGNED ? 6 : 7, kLowest = (127 - 22) << kBits, kSide = (22 << kBits) + 1;
+  static constexpr u32 kEnd = SIGNED ? 2 * kSide : kSide;
+
+  static BNB_INLINE i32 of(float x) {
+    const float size = (SIGNED ? __builtin_fabsf(x) : larger(x, 0.0f)) + 0x1p-22f;
+    const i32 k = static_cast<i32>(bits_as<u32>(size < 1.0f ? size : 1.0f) >> (23 - kBits)) - kLowest;
+    return SIGNED ? (k ^ (bits_as<i32>(x) >> 31)) + kSide : k;
+  }
+};
+
+template <bool SIGNED>
 struct CellMemory {
-  float bound[256];                   // in order; the last is beyond everything
-  u32 start[(2 * kSideCells + 4) / 4];  // a byte for each cell: how many bounds lie below it; one more for the end
-  u32 most[32];                       // by sub-group: bounds in a cell, of those it looked at
+  float bound[256];                           // in order; the last is beyond everything
+  u32 start[CellsOf<SIGNED>::kEnd / 4 + 1];  // a byte for each cell: how many bounds lie below it; one more for the end
+  u32 most[32];                               // by sub-group: bounds in a cell, of those it looked at
 };
 
 // What a lane needs to know of a map.
+template <bool SIGNED>
 struct Cells {
-  const CellMemory* memory;
-  u32 steps;  // bounds in a cell, at most; kUnordered or more if the values do not increase
+  const CellMemory<SIGNED>* memory;
+  u32 steps;  // bounds in a cell, at most; kUnordered or more if the bounds do not increase
   static constexpr u32 kUnordered = 1u << 16;
 
   // Codes of N values. -0 is none of them; NaN gets code 0.
@@ -45,8 +58,8 @@ struct Cells {
     float x[N];
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      x[j] = values[j] > -__builtin_inff() ? values[j] : -__builtin_inff();
-      codes[j] = start[cell_of(x[j])];
+      x[j] = SIGNED ? larger(values[j], -__builtin_inff()) : values[j];
+      codes[j] = start[CellsOf<SIGNED>::of(x[j])];
     }
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {
@@ -56,17 +69,18 @@ struct Cells {
   }
 };
 
-// Fills a map's memory. In uniform control flow, by the whole work-group.
-template <int GROUP_SIZE, int SUBG_SIZE>
-BNB_INLINE Cells cells_of(CellMemory& memory, const float* code) {
+// Fills a map's memory; `bound_of(i)` is the smallest value with a code above i (0 to 254). In uniform control flow, by the
+// whole work-group.
+template <int GROUP_SIZE, int SUBG_SIZE, bool SIGNED, class Bound>
+BNB_INLINE Cells<SIGNED> cells_of(CellMemory<SIGNED>& memory, const float* code, const Bound& bound_of) {
+  using In = CellsOf<SIGNED>;
   u8* const start = reinterpret_cast<u8*>(memory.start);
-  constexpr u32 kEnd = 2 * kSideCells;
   for (u32 i = local_id(); i < 256; i += GROUP_SIZE) {
-    const float bound = i < 255 ? bound_of_8bit(code, i) : __builtin_inff();
+    const float bound = i < 255 ? bound_of(i) : __builtin_inff();
     memory.bound[i] = bound;
-    // Cells behind the bound before this one, up to this one's. Where values do not increase, what is here is not used.
-    u32 cell = i ? static_cast<u32>(cell_of(bound_of_8bit(code, i - 1))) + 1 : 0;
-    const u32 end = i < 255 ? static_cast<u32>(cell_of(bound)) + 1 : kEnd + 1;
+    // Cells behind the bound before this one, up to this one's. Where bounds do not increase, what is here is not used.
+    u32 cell = i ? static_cast<u32>(In::of(bound_of(i - 1))) + 1 : 0;
+    const u32 end = i < 255 ? static_cast<u32>(In::of(bound)) + 1 : In::kEnd + 1;
     for (; cell < end && cell % 4; cell++) start[cell] = static_cast<u8>(i);
     for (; cell + 4 <= end; cell += 4) memory.start[cell / 4] = i * 0x01010101;
     for (; cell < end; cell++) start[cell] = static_cast<u8>(i);
@@ -74,10 +88,11 @@ BNB_INLINE Cells cells_of(CellMemory& memory, const float* code) {
   barrier();
   u32 most = 1;
   for (u32 i = local_id(); i < 255; i += GROUP_SIZE) {
-    const i32 cell = cell_of(memory.bound[i]);
+    const i32 cell = In::of(memory.bound[i]);
     const u32 here = static_cast<u32>(start[cell + 1]) - start[cell];
     most = here > most ? here : most;
-    if (!(code[i] <= code[i + 1] && code[i] >= -0x1p126f && code[i + 1] <= 0x1p126f)) most = Cells::kUnordered;
+    if (!(code[i] <= code[i + 1] && code[i] >= -0x1p126f && code[i + 1] <= 0x1p126f && memory.bound[i] <= memory.bound[i + 1]))
+      most = Cells<SIGNED>::kUnordered;
   }
 #pragma unroll
   for (u32 mask = 1; mask < SUBG_SIZE; mask *= 2) {

@@ -18,9 +18,25 @@ struct Step {
   float update_scale;  // the trust ratio
 };
 
-BNB_INLINE float magnitude(float x) { return bits_as<float>(bits_as<u32>(x) & 0x7fffffff); }
 BNB_INLINE bool finite(float x) { return (bits_as<u32>(x) & 0x7fffffff) < 0x7f800000; }
-BNB_INLINE float square_root(float x) { return __builtin_elementwise_sqrt(x); }
+// Root and quotient within the few units in the last place that OpenCL, and so an Intel GPU, has by default; in PTX the
+// operators mean correctly rounded ones, which cost several times as much.
+BNB_INLINE float square_root(float x) {
+#ifdef __NVPTX__
+  return __nvvm_sqrt_approx_f(x);
+#else
+  return __builtin_elementwise_sqrt(x);
+#endif
+}
+BNB_INLINE float quotient(float a, float b) {
+#ifdef __NVPTX__
+  float result;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a / b;
+#endif
+}
 BNB_INLINE float sign_of(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : 0.0f; }
 // p after decoupled weight decay.
 BNB_INLINE float decayed(const Step& s, float p) { return s.decay > 0 ? p * (1 - s.lr * s.decay) : p; }
@@ -32,10 +48,10 @@ BNB_INLINE void update_2state(const Step& s, float g, float& p, float& state1, f
   state2 = state2 * s.beta2 + (1 - s.beta2) * g * g;
   if constexpr (OPTIMIZER == ADEMAMIX) {
     state3 = state3 * s.beta3 + (1 - s.beta3) * g;
-    p -= s.lr * ((state1 / s.correction1 + s.alpha * state3) / (square_root(state2) / s.correction2 + s.eps));
+    p -= s.lr * quotient(quotient(state1, s.correction1) + s.alpha * state3, quotient(square_root(state2), s.correction2) + s.eps);
   } else {
     const float step_size = s.lr * s.correction2 / s.correction1;
-    p -= s.update_scale * step_size * (state1 / (square_root(state2) + s.eps * s.correction2));
+    p -= s.update_scale * step_size * quotient(state1, square_root(state2) + s.eps * s.correction2);
   }
   p = decayed(s, p);
 }
@@ -56,11 +72,11 @@ BNB_INLINE void update_1state(const Step& s, float g, const float* numerator, fl
       p -= s.update_scale * s.lr * state1;
     } else if constexpr (OPTIMIZER == RMSPROP) {
       state1 = state1 * s.beta1 + (1 - s.beta1) * g * g;
-      p -= s.update_scale * s.lr * (above / (square_root(state1) + s.eps));
+      p -= s.update_scale * s.lr * quotient(above, square_root(state1) + s.eps);
     } else {
       static_assert(OPTIMIZER == ADAGRAD);
       state1 = state1 + g * g;
-      p -= s.lr * (above / (square_root(state1) + s.eps));  // bitsandbytes applies no trust ratio here
+      p -= s.lr * quotient(above, square_root(state1) + s.eps);  // bitsandbytes applies no trust ratio here
     }
   }
 }

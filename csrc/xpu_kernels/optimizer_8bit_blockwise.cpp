@@ -1,8 +1,9 @@
 // Optimizers with 8-bit states in blocks of 256: dequantise, update, find the new absmax, quantise again, in one pass.
 //
-// A sub-group takes a block and keeps it in registers; the block's largest magnitudes are found by shuffles. A code is
-// found by a binary search over the midpoints of the map, laid out as a tree: its upper five levels lie in the lanes
-// of the sub-group (a look-up is a shuffle), the lower three in work-group local memory.
+// A sub-group takes a block and keeps it in registers; the block's largest magnitudes are found by shuffles. Codes are
+// found on GPUs as map_8bit.h has it; on CPU devices by a binary search over the midpoints of the map, laid out as a tree:
+// its upper levels lie in the lanes of the sub-group (a look-up is a shuffle), the lower ones in work-group local memory.
+#include "map_8bit.h"
 #include "optimizer.h"
 
 namespace bnb {
@@ -37,12 +38,13 @@ struct Map {
     return k & 255;
   }
 
-  // `code` of a signed state, moved to the neighbour if it has not the state's sign.
-  BNB_INLINE u32 with_sign(u32 code, float state) const {
-    const bool same = (code < first_nonnegative) == (state < 0);  // -0 is no negative
-    return (same ? code : code + (state > 0 ? 1 : 255)) & 255;
-  }
 };
+
+// `code` of a signed state, moved to the neighbour if it has not the state's sign.
+BNB_INLINE u32 with_sign(u32 code, float state, u32 first_nonnegative) {
+  const bool same = (code < first_nonnegative) == (state < 0);  // -0 is no negative
+  return (same ? code : code + (state > 0 ? 1 : 255)) & 255;
+}
 
 // Fills a map's memory; a barrier must follow.
 template <int GROUP_SIZE>
@@ -68,6 +70,82 @@ BNB_INLINE Map<SUBG_SIZE> map_of(const MapMemory& memory) {
   return map;
 }
 
+// The same for GPUs.
+template <bool SIGNED>
+struct CellMapMemory {
+  float value[256];
+  CellMemory<SIGNED> cells;
+};
+
+template <bool SIGNED>
+struct CellMap {
+  const CellMapMemory<SIGNED>* memory;
+  Cells<SIGNED> cells;
+  u32 first_nonnegative;
+
+  BNB_INLINE float value(u32 code) const { return memory->value[code]; }
+
+  // The codes of N values, by the same rules as Map's. -0 is none of them. In uniform control flow.
+  template <int N>
+  BNB_INLINE void nearest(const float (&x)[N], u32 (&codes)[N]) const {
+    if (cells.steps < Cells<SIGNED>::kUnordered) {
+      cells.find(x, codes);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) codes[j] = 0;
+#pragma unroll 1
+    for (u32 step = 128; step; step /= 2) {  // rare: Map's search, whatever the order of the values
+#pragma unroll
+      for (int j = 0; j < N; j++) {
+        const u32 i = codes[j] + step - 1;
+        const float middle = (memory->value[i] + memory->value[i + 1]) * 0.5f;
+        codes[j] += (step > 1 ? x[j] >= middle : x[j] > middle) ? step : 0;
+      }
+    }
+  }
+};
+
+template <int GROUP_SIZE, int SUBG_SIZE, bool SIGNED>
+BNB_INLINE CellMap<SIGNED> cell_map_of(CellMapMemory<SIGNED>& memory, const float* quantiles) {
+  for (u32 k = local_id(); k < 256; k += GROUP_SIZE) memory.value[k] = quantiles[k];
+  barrier();
+  CellMap<SIGNED> map{&memory, {}, 0};
+  const float* const value = memory.value;
+  map.cells = cells_of<GROUP_SIZE, SUBG_SIZE>(memory.cells, value,
+                                              [&](u32 i) __attribute__((always_inline)) { return midpoint_of_8bit(value, i); });
+  if constexpr (SIGNED) {
+    float negative = 0;
+#pragma unroll 1
+    for (int i = 0; i < 256; i += SUBG_SIZE) negative += static_cast<float>(bits_as<u32>(value[i + lane_id()]) >> 31);
+    map.first_nonnegative = static_cast<u32>(sub_group_sum<SUBG_SIZE>(negative));
+  }
+  return map;
+}
+
+template <int NUM_PER_TH, bool SIGNED>
+struct map_memory {
+  using type = CellMapMemory<SIGNED>;
+};
+template <bool SIGNED>
+struct map_memory<1, SIGNED> {
+  using type = MapMemory;
+};
+template <int NUM_PER_TH, bool SIGNED>
+using MapFor = typename map_memory<NUM_PER_TH, SIGNED>::type;
+
+// A map of a work-group, with the memory for it. In uniform control flow.
+template <int GROUP_SIZE, int SUBG_SIZE>
+BNB_INLINE Map<SUBG_SIZE> map_for(MapMemory& memory, const float* quantiles) {
+  fill<GROUP_SIZE>(memory, quantiles);
+  barrier();
+  return map_of<SUBG_SIZE>(memory);
+}
+template <int GROUP_SIZE, int SUBG_SIZE, bool SIGNED>
+BNB_INLINE CellMap<SIGNED> map_for(CellMapMemory<SIGNED>& memory, const float* quantiles) {
+  return cell_map_of<GROUP_SIZE, SUBG_SIZE>(memory, quantiles);
+}
+
 // x / absmax as x * above * below, also where 1 / absmax is no number.
 struct Scale {
   float above, below;
@@ -77,16 +155,6 @@ struct Scale {
   }
   BNB_INLINE float operator()(float x) const { return x * above * below; }
 };
-
-template <int SUBG_SIZE>
-BNB_INLINE float sub_group_max(float value) {
-#pragma unroll
-  for (int mask = SUBG_SIZE / 2; mask; mask /= 2) {
-    const float other = shuffle_xor(value, mask);
-    value = other > value ? other : value;
-  }
-  return value;
-}
 
 // A lane's elements of a block. WHOLE: NUM_PER_TH neighbours and again; else one by one, those before n.
 template <int NUM_PER_TH, int SUBG_SIZE, bool WHOLE>
@@ -135,6 +203,7 @@ struct Slots {
       }
     }
   }
+  BNB_INLINE void clear(float (&)[kCount]) const {}
   BNB_INLINE bool valid(int s) const { return WHOLE || base + s * SUBG_SIZE + lane_id() < n; }
 
   template <class Out, class T>
@@ -153,7 +222,70 @@ struct Slots {
   }
 };
 
+// The same for GPUs, where whole blocks and others share the code between loads and stores.
+template <int NUM_PER_TH, int SUBG_SIZE>
+struct AnySlots {
+  static constexpr int kCount = kBlock / SUBG_SIZE;
+  i64 base, n;
+  bool whole;
+
+  template <class T, class Out>
+  BNB_INLINE void load(const T* from, Out (&to)[kCount]) const {
+    if (whole)
+      Slots<NUM_PER_TH, SUBG_SIZE, true>{base, n}.load(from, to);
+    else
+      Slots<NUM_PER_TH, SUBG_SIZE, false>{base, n}.load(from, to);
+  }
+  template <class T, class In>
+  BNB_INLINE void store(T* to, const In (&from)[kCount]) const {
+    if (whole)
+      Slots<NUM_PER_TH, SUBG_SIZE, true>{base, n}.store(to, from);
+    else
+      Slots<NUM_PER_TH, SUBG_SIZE, false>{base, n}.store(to, from);
+  }
+  // Zero for elements that are none.
+  BNB_INLINE void clear(float (&x)[kCount]) const {
+    if (whole) return;
+#pragma unroll
+    for (int s = 0; s < kCount; s++) x[s] = Slots<NUM_PER_TH, SUBG_SIZE, false>{base, n}.valid(s) ? x[s] : 0.0f;
+  }
+  BNB_INLINE bool valid(int) const { return true; }  // once clear has been called
+};
+
+// The largest magnitude of a lane's elements.
+template <class Slots, int N>
+BNB_INLINE float largest_of(const Slots& slots, float (&state)[N]) {
+  slots.clear(state);
+  float largest = 0;
+#pragma unroll
+  for (int s = 0; s < N; s++)
+    if (slots.valid(s)) largest = larger(magnitude(state[s]), largest);
+  return largest;
+}
+
 // The codes of quantised states, and the new absmax of the block, which every lane gets.
+template <bool SIGNED, int SUBG_SIZE, int N>
+BNB_INLINE float quantize(const CellMap<SIGNED>& map, float largest, const float (&state)[N], u32 (&codes)[N]) {
+  const float absmax = sub_group_max<SUBG_SIZE>(largest);
+  float x[N];
+  // As Scale has it, where one factor will do; adding 0 makes 0 of -0.
+  if (absmax >= 0x1p-120f) {
+    const float factor = 1.0f / absmax;
+#pragma unroll
+    for (int s = 0; s < N; s++) x[s] = __builtin_fmaf(state[s], factor, 0.0f);
+  } else {
+    const Scale scale(absmax);
+#pragma unroll
+    for (int s = 0; s < N; s++) x[s] = scale(state[s]) + 0.0f;
+  }
+  map.nearest(x, codes);
+  if constexpr (SIGNED) {
+#pragma unroll
+    for (int s = 0; s < N; s++) codes[s] = with_sign(codes[s], state[s], map.first_nonnegative);
+  }
+  return absmax;
+}
+
 template <bool SIGNED, int SUBG_SIZE, int N>
 BNB_INLINE float quantize(const Map<SUBG_SIZE>& map, float largest, const float (&state)[N], u32 (&codes)[N]) {
   const float absmax = sub_group_max<SUBG_SIZE>(largest);
@@ -161,7 +293,7 @@ BNB_INLINE float quantize(const Map<SUBG_SIZE>& map, float largest, const float 
 #pragma unroll
   for (int s = 0; s < N; s++) {
     codes[s] = map.nearest(scale(state[s]));
-    if constexpr (SIGNED) codes[s] = map.with_sign(codes[s], state[s]);
+    if constexpr (SIGNED) codes[s] = with_sign(codes[s], state[s], map.first_nonnegative);
   }
   return absmax;
 }
@@ -174,7 +306,9 @@ BNB_INLINE void for_blocks(i64 n, i32 wide, Block&& block) {
   const i64 first = group_id() * (TILE_SIZE / kBlock) + sub_group_id();
   for (int t = 0; t < TILE_SIZE / kBlock; t += kSubGroups) {
     const i64 index = first + t, base = index * kBlock;
-    if (wide && base + kBlock <= n)
+    if constexpr (NUM_PER_TH > 1) {
+      if (base < n) block(AnySlots<NUM_PER_TH, SUBG_SIZE>{base, n, wide && base + kBlock <= n}, index);
+    } else if (wide && base + kBlock <= n)
       block(Slots<NUM_PER_TH, SUBG_SIZE, true>{base, n}, index);
     else if (base < n)
       block(Slots<NUM_PER_TH, SUBG_SIZE, false>{base, n}, index);
@@ -189,11 +323,10 @@ kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, co
                                     float alpha, float eps, float weight_decay, float correction1, float correction2, float lr,
                                     float gnorm_scale, i32 skip_zeros, i32 wide, i64 n) {
   static_assert(OPTIMIZER == ADAM || OPTIMIZER == ADEMAMIX);
-  static local_memory<MapMemory> memory1, memory2;
-  fill<GROUP_SIZE>(memory1.data, quantiles1);
-  fill<GROUP_SIZE>(memory2.data, quantiles2);
-  barrier();
-  const auto map1 = map_of<SUBG_SIZE>(memory1.data), map2 = map_of<SUBG_SIZE>(memory2.data);
+  static local_memory<MapFor<NUM_PER_TH, true>> memory1;
+  static local_memory<MapFor<NUM_PER_TH, false>> memory2;
+  const auto map1 = map_for<GROUP_SIZE, SUBG_SIZE>(memory1.data, quantiles1);
+  const auto map2 = map_for<GROUP_SIZE, SUBG_SIZE>(memory2.data, quantiles2);
   const Step step{beta1, beta2, beta3, alpha, eps, weight_decay, correction1, correction2, false, lr, 1.0f};
 
   for_blocks<TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](auto slots, i64 index) __attribute__((always_inline)) {
@@ -206,7 +339,6 @@ kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, co
     if constexpr (OPTIMIZER == ADEMAMIX) slots.load(state1 + n, c3);
     slots.load(p, ps);
     const float old1 = absmax1[index], old2 = absmax2[index], old3 = OPTIMIZER == ADEMAMIX ? absmax3[index] : 0.0f;
-    float new1 = 0, new2 = 0, new3 = 0;
 #pragma unroll
     for (int s = 0; s < N; s++) {
       s1[s] = map1.value(c1[s]) * old1, s2[s] = map2.value(c2[s]) * old2;
@@ -216,19 +348,15 @@ kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, co
       const bool usable = finite(gs[s]), keep = skip_zeros && gs[s] == 0;
       ps[s] = keep || !usable ? ps[s] : q;
       s1[s] = keep ? s1[s] : usable ? t1 : 0.0f, s2[s] = keep ? s2[s] : usable ? t2 : 0.0f, s3[s] = keep ? s3[s] : usable ? t3 : 0.0f;
-      if (slots.valid(s)) {
-        new1 = magnitude(s1[s]) > new1 ? magnitude(s1[s]) : new1;
-        new2 = magnitude(s2[s]) > new2 ? magnitude(s2[s]) : new2;
-        new3 = magnitude(s3[s]) > new3 ? magnitude(s3[s]) : new3;
-      }
     }
     slots.store(p, ps);
-    new1 = quantize<true>(map1, new1, s1, c1);
+    const float new1 = quantize<true, SUBG_SIZE>(map1, largest_of(slots, s1), s1, c1);
     slots.store(state1, c1);
-    new2 = quantize<false>(map2, new2, s2, c2);
+    const float new2 = quantize<false, SUBG_SIZE>(map2, largest_of(slots, s2), s2, c2);
     slots.store(state2, c2);
+    float new3 = 0;
     if constexpr (OPTIMIZER == ADEMAMIX) {
-      new3 = quantize<true>(map1, new3, s3, c3);
+      new3 = quantize<true, SUBG_SIZE>(map1, largest_of(slots, s3), s3, c3);
       slots.store(state1 + n, c3);
     }
     if (lane_id() == 0) {
@@ -243,10 +371,8 @@ BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* quantiles1, float* absmax1, float beta1, float beta2,
                                     float eps, float weight_decay, i32 first, float lr, float gnorm_scale, i32 skip_zeros,
                                     i32 wide, i64 n) {
-  static local_memory<MapMemory> memory1;
-  fill<GROUP_SIZE>(memory1.data, quantiles1);
-  barrier();
-  const auto map1 = map_of<SUBG_SIZE>(memory1.data);
+  static local_memory<MapFor<NUM_PER_TH, true>> memory1;
+  const auto map1 = map_for<GROUP_SIZE, SUBG_SIZE>(memory1.data, quantiles1);
   const Step step{beta1, beta2, 0, 0, eps, weight_decay, 0, 0, first != 0, lr, 1.0f};
 
   for_blocks<TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](auto slots, i64 index) __attribute__((always_inline)) {
@@ -257,7 +383,6 @@ kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* q
     slots.load(state1, c1);
     slots.load(p, ps);
     const float old1 = absmax1[index];
-    float new1 = 0;
 #pragma unroll
     for (int s = 0; s < N; s++) {
       s1[s] = map1.value(c1[s]) * old1;
@@ -265,10 +390,9 @@ kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* q
       update_1state<T, OPTIMIZER>(step, gs[s] * gnorm_scale, &gs[s], q, t1);
       const bool keep = skip_zeros && gs[s] == 0;
       ps[s] = keep ? ps[s] : q, s1[s] = keep ? s1[s] : t1;
-      if (slots.valid(s)) new1 = magnitude(s1[s]) > new1 ? magnitude(s1[s]) : new1;
     }
     slots.store(p, ps);
-    new1 = quantize<true>(map1, new1, s1, c1);
+    const float new1 = quantize<true, SUBG_SIZE>(map1, largest_of(slots, s1), s1, c1);
     slots.store(state1, c1);
     if (lane_id() == 0) absmax1[index] = new1;
   });

@@ -46,15 +46,6 @@ BNB_INLINE u32 code_of_4bit(float in_lane, float x) {
   }
 }
 
-// The larger of a value and the maximum so far; NaN is no maximum.
-BNB_INLINE float larger(float value, float maximum) {
-#ifdef __NVPTX__
-  return __builtin_fmaxf(value, maximum);
-#else
-  return value > maximum ? value : maximum;
-#endif
-}
-
 // The same for eight elements at once, packed; `in_lane` is threshold lane % 16 in increasing order, then infinity.
 // The polynomial is within half of the number of thresholds below x, at every threshold: so after rounding, which adding
 // 1.5 * 2^23 does, it is the code or one less.
@@ -178,10 +169,11 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
     const u32 first = (sub_group_id() * SUBG_SIZE + lane) * 8;
     const i32 lanes = static_cast<i32>(blocksize < kSpan ? blocksize / 8 : SUBG_SIZE);
     static local_memory<float[2][kSpans]> maxima;  // one being read, one for the next chunk
-    Cells cells{};
+    Cells<true> cells{};
     if constexpr (!kPacked) {
-      static local_memory<CellMemory> memory;
-      cells = cells_of<GROUP_SIZE, SUBG_SIZE>(memory.data, code);
+      static local_memory<CellMemory<true>> memory;
+      cells = cells_of<GROUP_SIZE, SUBG_SIZE>(memory.data, code,
+                                              [&](u32 i) __attribute__((always_inline)) { return bound_of_8bit(code, i); });
     }
 
 #pragma unroll 1
@@ -258,7 +250,7 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
           }
         } else {
           u8* const to = out + chunk;
-          if (cells.steps >= Cells::kUnordered) {  // rare: from memory again, and not in as many copies as there are elements
+          if (cells.steps >= Cells<true>::kUnordered) {  // rare: from memory again, and not in as many copies as there are elements
 #pragma unroll 1
             for (u32 i = at; i < at + 8 && chunk + i < n; i++)
               to[i] = static_cast<u8>(plain_8bit(flushed(to_float(from[i]) * scale, least)));

@@ -42,22 +42,24 @@ const Kernel& zero_kernel(Kind kind) {
 }
 
 struct ColumnShape {
-  int num_per_th, steps, group;
+  int shared, num_per_th, steps, group;
 };
 
+// On GPUs a work-group shares the rows of a tile of statistics.
 template <class T>
-constexpr ColumnShape column_shape(Kind kind, bool vectorised) {
-  if (kind == Kind::cpu) return {1, 8, 64};
-  return vectorised ? ColumnShape{static_cast<int>(16 / sizeof(T)), 1, 128} : ColumnShape{1, 1, 128};
+constexpr ColumnShape column_shape(Kind kind, bool vectorised, bool quantise) {
+  if (kind == Kind::cpu) return {0, 1, 8, 64};
+  return {!quantise, vectorised ? static_cast<int>(16 / sizeof(T)) : 1, 1, quantise ? 128 : 256};
 }
 
 template <class T>
 const Kernel& column_kernel(Kind kind, bool vectorised, bool quantise) {
   static const KernelTable table([](Kind k, int path) {
-    const ColumnShape s = column_shape<T>(k, path & 1);
+    const ColumnShape s = column_shape<T>(k, path & 1, path >> 1);
     return KernelName{"int8_double_quant" + family_of<T>(k, path & 1).substr(std::string(kStem).size()),
-                      instantiation(path >> 1 ? "bnb::kInt8ColumnQuant" : "bnb::kColumnStats", type_name<T>, s.num_per_th, s.steps,
-                                    s.group, sub_group_size(k))};
+                      path >> 1 ? instantiation("bnb::kInt8ColumnQuant", type_name<T>, s.num_per_th, s.steps, s.group, sub_group_size(k))
+                                : instantiation("bnb::kColumnStats", type_name<T>, s.shared, s.num_per_th, s.steps, s.group,
+                                                sub_group_size(k))};
   }, kStem, 4);
   return table.at(kind, vectorised + 2 * quantise);
 }
@@ -65,7 +67,7 @@ const Kernel& column_kernel(Kind kind, bool vectorised, bool quantise) {
 int64_t groups_of(Kind kind, const ColumnShape& s, int64_t rows, int64_t cols, int64_t height) {
   const int64_t width = static_cast<int64_t>(s.num_per_th) * s.steps * sub_group_size(kind);
   const int64_t tiles = (cols + width - 1) / width * ((rows + height - 1) / height);
-  const int64_t sub_groups = s.group / sub_group_size(kind);
+  const int64_t sub_groups = s.shared ? 1 : s.group / sub_group_size(kind);
   return (tiles + sub_groups - 1) / sub_groups;
 }
 
@@ -105,9 +107,9 @@ template <class T>
 void columnStats(const T* A, float* out, float threshold, int64_t rows, int64_t cols, int64_t height, sycl::queue* queue) {
   const Kind kind = device_of(*queue).kind;
   const bool vectorised = cols % (16 / sizeof(T)) == 0 && aligned(A, 16);
+  const ColumnShape s = column_shape<T>(kind, vectorised, false);
   column_kernel<T>(kind, vectorised, false)
-      .submit(*queue, groups_of(kind, column_shape<T>(kind, vectorised), rows, cols, height), column_shape<T>(kind, vectorised).group,
-              A, out, threshold, rows, cols, height);
+      .submit(*queue, groups_of(kind, s, rows, cols, height), s.group, A, out, threshold, rows, cols, height);
 }
 
 // colStats[c] = max |A[r, c]|, without outliers; `scratch` holds (rows + height - 1) / height rows of fp32, which are the
@@ -128,7 +130,7 @@ void int8ColumnQuant(const T* A, uint8_t* out, float* colStats, float* scratch, 
   const Kind kind = device_of(*queue).kind;
   const size_t wide = 16 / sizeof(T);
   const bool vectorised = cols % wide == 0 && aligned(A, 16) && aligned(out, wide);
-  const ColumnShape s = column_shape<T>(kind, vectorised);
+  const ColumnShape s = column_shape<T>(kind, vectorised, true);
   constexpr int64_t kHeight = 32;
   column_kernel<T>(kind, vectorised, true)
       .submit(*queue, groups_of(kind, s, rows, cols, kHeight), s.group, A, static_cast<const float*>(colStats), out, rounded_away,

@@ -13,7 +13,7 @@ struct Shape {
 // What measured best. A work-group's tile is as large as to make nothing of filling its tables.
 constexpr Shape shape_of(Kind kind, size_t element_size) {
   if (kind == Kind::cpu) return {16384, 1, 16};
-  return {8192, element_size == 2 ? 8 : 4, 256};
+  return {16384, element_size == 2 ? 8 : 4, 256};
 }
 
 template <class T, Optimizer OPTIMIZER>
