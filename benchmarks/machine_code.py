@@ -312,7 +312,7 @@ def ways_of(template: dict[str, str | int], function: str, blocks: list[Block], 
 
 
 def ways_of_pass(template: dict[str, str | int], function: str, blocks: list[Block], target: Target) -> list[Way]:
-    """The loop in which a pass over a tensor stores, or loads where it stores nothing but sums; without one, the whole."""
+    """The loop in which a pass stores, or loads where it stores nothing but sums; without one, the whole."""
     lanes, wide = int(template.get("SUBG_SIZE", 16)), int(template.get("NUM_PER_TH", 1))
     fp32, two = template.get("T") == "float", template.get("OPTIMIZER") in ("bnb::ADAM", "bnb::ADEMAMIX")
     reduces = function in ("kColumnStats", "kSumUnorm") or function.startswith("kPrecondition")

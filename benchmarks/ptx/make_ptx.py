@@ -89,7 +89,9 @@ def with_bounds(ptx: bytes, image: sycl_jit.Image) -> bytes:
         function = name.partition("<")[0].rpartition("::")[2]
         if (groups := GROUPS_AT_ONCE.get(function)) and re.search(r"\b256, ?32>", name):
             bounds = f".maxntid 256, 1, 1\n.minnctapersm {groups}\n".encode()
-            ptx = re.sub(rb"(\.entry " + re.escape(symbol.encode()) + rb"\([^)]*\))\s*\n", rb"\1\n" + bounds, ptx, count=1)
+            ptx = re.sub(
+                rb"(\.entry " + re.escape(symbol.encode()) + rb"\([^)]*\))\s*\n", rb"\1\n" + bounds, ptx, count=1
+            )
     return ptx
 
 

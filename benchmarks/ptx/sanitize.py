@@ -121,12 +121,13 @@ class Run:
     ) -> dict[str, np.ndarray]:
         """Launch, and return what stands in the outputs: arrays like those of `expected`.
 
-        They are full of NaNs before, or what `initial` says. `offset`: elements that A and out lie behind an aligned address.
+        They are full of NaNs before, or what `initial` says. `offset`: elements that A and out lie behind an aligned
+        address.
         `alias`: arguments that point so many bytes into another's memory.
         """
         before = {name: np.full(a.nbytes, 0xFF, np.uint8) for name, a in expected.items()} | (initial or {})
         arrays = {**inputs, **before}
-        shifts = {name: 0 for name in arrays}
+        shifts = dict.fromkeys(arrays, 0)
         for name, like in (("A", inputs.get("A")), ("out", expected.get("out"))):
             if offset and like is not None:
                 shifts[name] = offset * like.itemsize

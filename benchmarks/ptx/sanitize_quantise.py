@@ -75,9 +75,15 @@ def check_quantize(run: Run, kernels: list[Kernel]) -> None:
             groups = ceil_div(n, tile) if wide else ceil_div(blocks, group // team)
             values: Values = {"blocksize": blocksize, "shift": shift_of(blocksize) if wide else team,
                               "vectorised": int(wide and not offset), "n": n}  # fmt: skip
-            got = run.outputs(kernel, groups, values, {"code": code, "A": bits}, {"absmax": absmax, "out": right}, offset=offset)
+            got = run.outputs(
+                kernel, groups, values, {"code": code, "A": bits}, {"absmax": absmax, "out": right}, offset=offset
+            )
             found = np.stack([got["out"] >> 4, got["out"] & 15], 1).reshape(-1)[:n] if packed else got["out"]
-            good = is_nearest(table, found, scaled, 1e-5) and np.array_equal(got["absmax"], absmax) and got["out"].size == size
+            good = (
+                is_nearest(table, found, scaled, 1e-5)
+                and np.array_equal(got["absmax"], absmax)
+                and got["out"].size == size
+            )
             run.expect(good, kernel, f"{DATA_TYPES[data_type]} n={n} blocksize={blocksize} offset={offset}")
 
 
@@ -107,7 +113,11 @@ def check_int8_rows(run: Run, kernels: list[Kernel]) -> None:
                 {"out": np.rint(exact).astype(np.int8), "rowStats": stats, "outliers": marks},
                 initial={"outliers": np.zeros(cols, np.uint8)},
             )  # fmt: skip
-            good = near(got["out"], exact, 0.501) and np.array_equal(got["rowStats"], stats) and np.array_equal(got["outliers"], marks)
+            good = (
+                near(got["out"], exact, 0.501)
+                and np.array_equal(got["rowStats"], stats)
+                and np.array_equal(got["outliers"], marks)
+            )
             run.expect(good, kernel, f"{rows} x {cols}")
 
 
@@ -118,7 +128,8 @@ def check_zero_columns(run: Run, kernels: list[Kernel]) -> None:
         expected = np.ones((rows, 40), np.int8)
         expected[:, columns] = 0
         groups = ceil_div(rows, kernel.group_size // kernel.number("SUBG_SIZE"))
-        got = run.outputs(kernel, groups, {"n": count, "rows": rows, "cols": 40}, {"columns": columns}, {"out": expected},
+        values: Values = {"n": count, "rows": rows, "cols": 40}
+        got = run.outputs(kernel, groups, values, {"columns": columns}, {"out": expected},
                           initial={"out": np.ones((rows, 40), np.int8)})  # fmt: skip
         run.expect(np.array_equal(got["out"], expected), kernel, f"{rows} rows, {count} columns")
 
@@ -140,7 +151,9 @@ def check_columns(run: Run, kernels: list[Kernel]) -> None:
                 stats = (kept.max(0) + 0.01).astype(np.float32)
                 product = typed(run, x * 127, kernel.type)[1]
                 exact = np.where(kept == 0, 0, product / stats)
-                got = run.outputs(kernel, groups, common, {"A": bits, "colStats": stats}, {"out": np.rint(exact).astype(np.int8)})
+                got = run.outputs(
+                    kernel, groups, common, {"A": bits, "colStats": stats}, {"out": np.rint(exact).astype(np.int8)}
+                )
                 good = near(got["out"], exact, 0.501)
             run.expect(good, kernel, f"{rows} x {cols} height={height} threshold={threshold}")
 
@@ -158,7 +171,10 @@ def check_int8_dequantize(run: Run, kernels: list[Kernel]) -> None:
                 a = run.random.integers(-9999, 9999, (rows, cols), np.int32)
                 columns = run.random.uniform(0.5, 2, cols).astype(np.float32)
                 biased, added = run.random.random(2) < 0.5
-                bias, addend = run.random.standard_normal(cols).astype(np.float32), run.random.standard_normal((rows, cols))
+                bias, addend = (
+                    run.random.standard_normal(cols).astype(np.float32),
+                    run.random.standard_normal((rows, cols)),
+                )
                 bits, addend = typed(run, addend, kind)
                 inputs = {"A": a, "rowStats": stats, "colStats": columns, "bias": bias if biased else None,
                           "addend": bits if added else None}  # fmt: skip
@@ -181,11 +197,14 @@ def check_int8_dequantize(run: Run, kernels: list[Kernel]) -> None:
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 STEP: Values = {
     "beta1": 0.9, "beta2": 0.99, "beta3": 0.95, "alpha": 0.5, "eps": 1e-3, "weight_decay": 0.0, "correction1": 0.5,
-    "correction2": 0.7, "first": 0, "lr": 0.01, "gnorm_scale": 0.5, "skip_zeros": 0, "max_unorm": 0.0, "param_norm": 1.0,
+    "correction2": 0.7, "first": 0, "lr": 0.01, "gnorm_scale": 0.5, "skip_zeros": 0, "max_unorm": 0.0,
+    "param_norm": 1.0,
 }  # fmt: skip
 
 
-def stepped(name: str, g: np.ndarray, p: np.ndarray, s1: np.ndarray, s2: np.ndarray, s3: np.ndarray, eight: bool) -> tuple[Any, ...]:
+def stepped(
+    name: str, g: np.ndarray, p: np.ndarray, s1: np.ndarray, s2: np.ndarray, s3: np.ndarray, eight: bool
+) -> tuple[Any, ...]:
     """One step in float64: parameter and states."""
     b1, b2, b3, eps, lr, scale = (STEP[k] for k in ("beta1", "beta2", "beta3", "eps", "lr", "gnorm_scale"))
     raw, g = g, g * scale
@@ -231,7 +250,9 @@ def check_optimizer(run: Run, kernels: list[Kernel]) -> None:
                 scale2 = run.random.uniform(0.1, 1, blocks).astype(np.float32)
                 s1 = maps[0][codes1].astype(np.float64) * np.repeat(scale1, 256, 1)[:, :n]
                 s2 = maps[1][codes2].astype(np.float64) * np.repeat(scale2, 256)[:n]
-                initial |= {"state1": codes1, "absmax1": scale1} | ({"state2": codes2, "absmax2": scale2} if two else {})
+                initial |= {"state1": codes1, "absmax1": scale1} | (
+                    {"state2": codes2, "absmax2": scale2} if two else {}
+                )
                 inputs |= {"quantiles1": maps[0]} | ({"quantiles2": maps[1]} if two else {})
             else:
                 f1 = np.abs(run.random.standard_normal((rows, n))).astype(np.float32)
@@ -267,7 +288,11 @@ def check_optimizer(run: Run, kernels: list[Kernel]) -> None:
 def check_norm(run: Run, kernels: list[Kernel]) -> None:
     """The partial sums of an update's norm: their sum."""
     for kernel in kernels:
-        name, kind, two = str(kernel.template["OPTIMIZER"]).rpartition("::")[2], kernel.type, "2State" in kernel.function
+        name, kind, two = (
+            str(kernel.template["OPTIMIZER"]).rpartition("::")[2],
+            kernel.type,
+            "2State" in kernel.function,
+        )
         count = kernel.group_size // 32 * 3
         for n in (1, 31, 33, 1001, 32 * count - 1, 32 * count + 5, 5 * 32 * count + 17):
             g_bits, g = typed(run, run.random.standard_normal(n), kind)
