@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc tools -type f)
 
 FUZZ_SECONDS ?= 1800
+# The commit since which lint checks the format of changed lines of C++.
+LINT_BASE ?= HEAD
 
-.PHONY: run test fuzz upstream-tests bench lint sanitize build clean
+.PHONY: run test fuzz upstream-tests bench lint sanitize build wheel wheel-build wheel-test clean
 .DEFAULT_GOAL := run
 
 # torch first: a CPU build where the installer offers one, and the headers that the build needs.
@@ -49,6 +51,19 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/typos
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/git-clang-format --binary $(BIN)/clang-format --extensions cpp,h --diff $(LINT_BASE)
+
+# dist/*.whl: one for every Python, torch from 2.10 on, and libsycl 8 and 9; then tried where there is no compiler.
+wheel: wheel-build wheel-test
+
+wheel-build: build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[wheel]" --no-build-isolation
+	$(BIN)/python tools/make_wheel.py build
+
+wheel-test:
+	$(BIN)/python tools/make_wheel.py test
 
 # The CPU kernels and the operators' entries, checked by AddressSanitizer and UBSan while the CPU's tests run.
 SANITIZE := build/sanitize
@@ -61,4 +76,4 @@ sanitize: build
 		ASAN_OPTIONS=detect_leaks=0 BNB_INTEL_VIRTUAL_XPU=0 PYTHONPATH=src $(CURDIR)/$(BIN)/python -m pytest -q -k "cpu- and not xpu" tests
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info src/bitsandbytes_intel/*.so
+	rm -rf $(VENV) build dist src/*.egg-info src/bitsandbytes_intel/*.so

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import bitsandbytes_intel
-from bitsandbytes_intel import env, ops, reference
+from bitsandbytes_intel import env, ops, reference, runtime
 from bitsandbytes_intel.cli import cases, model
 from bitsandbytes_intel.cli.app import app
 
@@ -145,6 +146,36 @@ def test_a_wrong_result_is_status_1(cli, monkeypatch) -> None:
     failed = {check["operator"] for check in data["validation"] if not check["held"]}
     assert failed == {"gemv_4bit", "gemv_4bit.out"}
     assert "FAILED: too far from the reference" in cli(status=1).stdout
+
+
+def test_the_sycl_kernels_are_checked_without_an_xpu() -> None:
+    """On tensors of the CPU, by SYCL kernels: nothing of the virtual XPU takes part."""
+    code = """
+import sys
+from bitsandbytes_intel import ops, virtual_xpu
+from bitsandbytes_intel.cli.app import app
+virtual_xpu.enable = lambda: (_ for _ in ()).throw(RuntimeError("no C++ compiler"))
+names = ("gemm_4bit", "quantize_blockwise", "int8_double_quant", "int8_linear_matmul.out")
+ops.OPERATORS = tuple(each for each in ops.OPERATORS if each.name in names)
+app(["--json"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "BNB_INTEL_VIRTUAL_XPU"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads(done.stdout)
+    assert data["sycl_cpu"]["kind"] == "cpu"
+    by_device = {device: [c for c in data["validation"] if c["device"] == device] for device in ("cpu", "sycl-cpu")}
+    assert len(by_device["cpu"]) == len(by_device["sycl-cpu"]) > 20
+    assert all(check["held"] for checks in by_device.values() for check in checks)
+    assert all(check["output"].endswith("on sycl-cpu") for check in by_device["sycl-cpu"])
+
+
+def test_why_the_sycl_kernels_cannot_be_checked(cli, monkeypatch) -> None:
+    def missing():
+        raise runtime.KernelError("no SYCL runtime is installed")
+
+    monkeypatch.setattr(runtime, "xpu_library", missing)
+    assert "error: no SYCL runtime is installed" in cli("--device", "sycl-cpu", status=2).stderr
 
 
 def test_nan_is_a_wrong_result(cli, monkeypatch) -> None:

@@ -122,15 +122,14 @@ def test_c_entries_return_messages():
 
 
 def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "XPU_LIBRARY", tmp_path / "libbitsandbytes_intel_xpu.so")
+    monkeypatch.setattr(runtime, "_PACKAGE", tmp_path)
     with pytest.raises(runtime.KernelError, match=r"was not built.*[Ii]nstall"):
         runtime.library.__wrapped__()
 
 
 def test_a_broken_library_says_why(monkeypatch, tmp_path):
-    broken = tmp_path / "libbitsandbytes_intel_xpu.so"
-    broken.write_bytes(b"no library")
-    monkeypatch.setattr(runtime, "XPU_LIBRARY", broken)
+    (tmp_path / runtime.xpu_library().name).write_bytes(b"no library")
+    monkeypatch.setattr(runtime, "_PACKAGE", tmp_path)
     with pytest.raises(runtime.KernelError, match=r"does not load: .*(invalid ELF|too short)"):
         runtime.library.__wrapped__()
 

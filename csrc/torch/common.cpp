@@ -211,9 +211,14 @@ bool is_on_cpu(const Tensor& tensor) {
   return type == aoti_torch_device_type_cpu();
 }
 
-Call::Call(const char* op, const Tensor& A) : op_(op), backend_(is_on_cpu(A) ? cpu_backend : xpu_backend) {
+void* sycl_on_cpu = nullptr;
+
+Call::Call(const char* op, const Tensor& A) : op_(op), backend_(is_on_cpu(A) && !sycl_on_cpu ? cpu_backend : xpu_backend) {
   if (!backend_.dequantize_blockwise) fail(op, ": the kernel library for ", text_of_device(A), " is not loaded");
-  queue_ = &backend_ == &cpu_backend ? &torch_threads : current_queue(A.get_device_index());
+  if (&backend_ == &cpu_backend)
+    queue_ = &torch_threads;
+  else
+    queue_ = sycl_on_cpu && is_on_cpu(A) ? sycl_on_cpu : current_queue(A.get_device_index());
 }
 
 void check_process(const char* op) {
@@ -285,6 +290,7 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
     take(backend.is_shared, "cis_shared");
     take(backend.dequantize_blockwise, "cdequantize_blockwise");
     if (std::string(device) == "xpu") {
+      take(backend.wait, "bnb_xpu_wait");
       // From now on, and not from the first call: bitsandbytes' own import has put tables on the device.
       [[maybe_unused]] static const int once = pthread_atfork(nullptr, nullptr, [] { bnb::xpu_is_lost = true; });
     }
@@ -305,6 +311,10 @@ BNB_EXPORT int bnb_torch_register(const char* key, const char* name, char* messa
     throw std::invalid_argument(std::string("there is no operator ") + name);
   });
 }
+
+// From now on, calls on CPU tensors run the XPU library's kernels on this queue, of a CPU device, and wait for them; null
+// ends that. For checks where torch has no XPU.
+BNB_EXPORT void bnb_torch_sycl_on_cpu(void* queue) { bnb::sycl_on_cpu = queue; }
 
 // Takes back all registrations: what was registered before answers again.
 BNB_EXPORT void bnb_torch_unregister_all() { registered().clear(); }

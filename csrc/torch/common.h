@@ -101,9 +101,13 @@ struct Backend {
   decltype(&coptimizer32bit) optimizer32bit;
   decltype(&coptimizer_static_8bit_blockwise) optimizer_static_8bit_blockwise;
   decltype(&cis_shared) is_shared;
+  decltype(&bnb_xpu_wait) wait;  // null on a CPU
 };
 
 bool is_on_cpu(const Tensor& tensor);
+
+// The queue of a CPU device to which calls on CPU tensors go, each waited for; null in normal use (bnb_torch_sycl_on_cpu).
+extern void* sycl_on_cpu;
 
 // One call's way to the kernels: the backend of A's device, and the queue of the caller's current stream (on a CPU, the
 // caller's threads).
@@ -126,7 +130,10 @@ class Call {
   template <class Function, class... Args>
   void operator()(Function Backend::* function, Args... args) const {
     char message[2048] = "";
-    if ((backend_.*function)(args..., queue_, message, sizeof message)) fail(op_, ": ", message);
+    int failed = (backend_.*function)(args..., queue_, message, sizeof message);
+    if (queue_ == sycl_on_cpu && !failed) [[unlikely]]
+      failed = backend_.wait(queue_, message, sizeof message);
+    if (failed) fail(op_, ": ", message);
   }
 
  private:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import cpu, paged, repacking, runtime
@@ -115,10 +117,7 @@ def unregister() -> None:
 def _register(device: str) -> None:
     lib = _load()
     message = ctypes.create_string_buffer(4096)
-    load, path = {"cpu": (cpu.library, cpu.LIBRARY), "xpu": (runtime.library, runtime.XPU_LIBRARY)}[device]
-    load()
-    if lib.bnb_torch_use_library(device.encode(), str(path).encode(), message, len(message)):
-        raise runtime.KernelError(message.value.decode(errors="replace"))
+    _use_library(device)
     ours = tuple(operator for operator in OPERATORS if device in operator.devices)
     _silence_override_warning(device)
     for operator in ours:
@@ -135,6 +134,44 @@ def _register(device: str) -> None:
     _log.info("%d operators registered on %s", len(ours), device)
 
 
+@contextlib.contextmanager
+def sycl_on_cpu() -> Iterator[runtime.Device]:
+    """Let our operators on ``cpu`` run the SYCL kernels on the OpenCL CPU device, in the whole process: for checks.
+
+    It needs no XPU in torch. Yields the device; each call waits for its kernels.
+
+    Raises:
+        KernelError: the SYCL runtime, our library for it or the CPU device is missing. The text says which.
+    """
+    lib = _load()
+    _use_library("xpu")
+    queue = runtime.new_queue()
+    device = runtime.open_device(queue)
+    if device.kind != "cpu":
+        raise runtime.KernelError(
+            f"SYCL's first device is {device.name}, and no CPU: set ONEAPI_DEVICE_SELECTOR=opencl:cpu, with "
+            "intel-opencl-rt installed"
+        )
+    lib.bnb_torch_sycl_on_cpu(queue)
+    try:
+        yield device
+    finally:
+        lib.bnb_torch_sycl_on_cpu(None)
+        runtime.library().bnb_xpu_delete_queue(queue)
+
+
+def _use_library(device: str) -> None:
+    message = ctypes.create_string_buffer(4096)
+    if device == "cpu":
+        cpu.library()
+        path = cpu.LIBRARY
+    else:
+        runtime.library()
+        path = runtime.xpu_library()
+    if _load().bnb_torch_use_library(device.encode(), str(path).encode(), message, len(message)):
+        raise runtime.KernelError(message.value.decode(errors="replace"))
+
+
 def _load() -> ctypes.CDLL:
     global _torch_library
     if _torch_library is None:
@@ -145,6 +182,7 @@ def _load() -> ctypes.CDLL:
         lib.bnb_torch_use_library.argtypes = [text, text, text, size]
         lib.bnb_torch_register.argtypes = [text, text, text, size]
         lib.bnb_torch_unregister_all.restype = None
+        lib.bnb_torch_sycl_on_cpu.restype, lib.bnb_torch_sycl_on_cpu.argtypes = None, [ctypes.c_void_p]
         lib.bnb_torch_operators.restype = text
         _torch_library = lib
     return _torch_library

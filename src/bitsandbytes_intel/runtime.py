@@ -20,8 +20,8 @@ from . import cache, sycl
 
 _log = logging.getLogger(__name__)
 _PACKAGE = pathlib.Path(__file__).parent
-XPU_LIBRARY = _PACKAGE / "libbitsandbytes_intel_xpu.so"
 TORCH_LIBRARY = _PACKAGE / "libbitsandbytes_intel_torch.so"
+_XPU_LIBRARY = "libbitsandbytes_intel_xpu_sycl{}.so"
 KINDS = ("cpu", "gpu16", "gpu32")
 MATRIX_KINDS = ("xmx16", "mma32")
 """GPUs with a matrix unit for sub-groups of 16 (Intel's XMX), and of 32 (NVIDIA's, in benchmarks/ptx alone): they have
@@ -60,6 +60,30 @@ class Device:
     driver: str
 
 
+def xpu_library() -> pathlib.Path:
+    """The XPU library for the SYCL runtime of this environment: there is one for each libsycl.so.N it was built for.
+
+    Raises:
+        KernelError: there is no SYCL runtime, or no library for it. The text says what was looked for and what to do.
+    """
+    built = {int(path.stem.rpartition("_sycl")[2]): path for path in _PACKAGE.glob(_XPU_LIBRARY.format("[0-9]*"))}
+    if not built:
+        raise KernelError(
+            f"{_XPU_LIBRARY.format('N')} was not built with this installation: intel-sycl-rt was missing then. "
+            "Install intel-sycl-rt and install bitsandbytes-intel again"
+        )
+    found = sycl.find_sycl()
+    if found is None:
+        raise KernelError(sycl.missing())
+    if found.major not in built:
+        served = ", ".join(f"libsycl.so.{major}" for major in sorted(built))
+        raise KernelError(
+            f"this environment has {found.library}, and {_XPU_LIBRARY.format(found.major)} is not in {_PACKAGE}: this "
+            f"installation serves {served}. Install bitsandbytes-intel again from source, or an intel-sycl-rt of those"
+        )
+    return built[found.major]
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The loaded XPU library, with our builder set.
@@ -67,17 +91,13 @@ def library() -> ctypes.CDLL:
     Raises:
         KernelError: it was not built, or does not load. The text says what to do.
     """
-    if not XPU_LIBRARY.exists():
-        raise KernelError(
-            f"{XPU_LIBRARY.name} was not built with this installation: intel-sycl-rt was missing then. "
-            "Install intel-sycl-rt and install bitsandbytes-intel again"
-        )
+    path = xpu_library()
     sycl.show_cpu_device()
     try:
         sycl.load()
-        lib = ctypes.CDLL(str(XPU_LIBRARY))
+        lib = ctypes.CDLL(str(path))
     except OSError as error:
-        raise KernelError(f"{XPU_LIBRARY.name} does not load: {error}") from error
+        raise KernelError(f"{path.name} does not load: {error}") from error
     text, size = ctypes.c_char_p, ctypes.c_size_t
     out_data, out_size = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_size_t)
     signatures = {
@@ -154,6 +174,11 @@ def new_queue() -> int:
     if not queue:
         raise KernelError(message.value.decode(errors="replace"))
     return queue
+
+
+def wait(queue: int) -> None:
+    """Wait for the end of everything on a ``sycl::queue*``."""
+    _check(library().bnb_xpu_wait, queue)
 
 
 def malloc_shared(size: int, queue: int) -> int:

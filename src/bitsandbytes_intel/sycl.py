@@ -40,14 +40,31 @@ def lib_folders() -> list[pathlib.Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def find_sycl() -> Sycl | None:
-    """The SYCL runtime that pip installed, the newest if there are several; None if there is none with headers."""
+def find_all() -> list[Sycl]:
+    """Every SYCL runtime with headers of the first folder that has one, the newest first."""
     for folder in lib_folders():
         found = [path for path in folder.glob("libsycl.so.*") if re.fullmatch(r"libsycl\.so\.\d+", path.name)]
         include = folder.parent / "include"
         if found and (include / "sycl" / "sycl.hpp").is_file():
-            return Sycl(max(found, key=lambda path: int(path.suffix[1:])), include)
-    return None
+            return sorted((Sycl(path, include) for path in found), key=lambda each: -each.major)
+    return []
+
+
+def find_sycl() -> Sycl | None:
+    """The SYCL runtime to use: of those that pip installed the one that is loaded (torch's), else the newest.
+
+    None if there is none with headers.
+    """
+    found = find_all()
+    return next((each for each in found if _is_loaded(each.library.name)), found[0] if found else None)
+
+
+def _is_loaded(name: str) -> bool:
+    try:
+        ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return False
+    return True
 
 
 def find_opencl() -> pathlib.Path | None:
@@ -68,6 +85,15 @@ def show_cpu_device() -> None:
         os.environ["OCL_ICD_FILENAMES"] = str(device)
 
 
+def missing() -> str:
+    """That there is no SYCL runtime, where it was looked for, and what to do."""
+    folders = ", ".join(map(str, lib_folders())) or "no folder of this environment"
+    return (
+        f"no SYCL runtime is installed (looked for libsycl.so.N in {folders}): "
+        "pip install intel-sycl-rt (torch's XPU build brings it)"
+    )
+
+
 def load() -> None:
     """Load the SYCL runtime for libraries that are linked to it, if torch has not done so.
 
@@ -76,5 +102,5 @@ def load() -> None:
     """
     sycl = find_sycl()
     if sycl is None:
-        raise OSError("no SYCL runtime is installed: pip install intel-sycl-rt (torch's XPU build brings it)")
+        raise OSError(missing())
     ctypes.CDLL(str(sycl.library), mode=ctypes.RTLD_GLOBAL)

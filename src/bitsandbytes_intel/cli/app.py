@@ -65,7 +65,10 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True, epilog=_EPILOG)
 def report(
     context: typer.Context,
-    device: Annotated[Literal["xpu", "cpu", "all"], typer.Option(help="The devices whose operators to check.")] = "all",
+    device: Annotated[
+        Literal["xpu", "cpu", "sycl-cpu", "all"],
+        typer.Option(help="The devices whose operators to check; sycl-cpu: the SYCL kernels on CPU tensors."),
+    ] = "all",
     json: Json = False,
     verbose: Verbose = False,
     version: Annotated[
@@ -74,7 +77,8 @@ def report(
 ) -> None:
     """Say what is here, which implementation answers for each operator, and check ours against plain torch.
 
-    Where there is no Intel GPU, everything runs on the virtual XPU: a device for trials, on this machine's CPU.
+    Where there is no Intel GPU, everything runs on the virtual XPU: a device for trials, on this machine's CPU. Where
+    that does not start either, the SYCL kernels are checked on SYCL's CPU device, as with --device sycl-cpu.
     """
     context.obj = console.Output(json=json, verbose=verbose)
     if context.invoked_subcommand is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .. import ops
+from .. import ops, runtime
 from . import environment
 from .console import Output, Unusable
 from .environment import Setup
@@ -89,14 +89,27 @@ def _show_operators(out: Output, setup: Setup) -> None:
 
 def _validate(out: Output, setup: Setup, wanted: str) -> bool:
     have = {device for operator in ops.OPERATORS for device in operator.devices}
+    from . import validation
+
     devices = [device for device in reversed(_DEVICES) if wanted in (device, "all") and device in have]
+    if wanted == validation.SYCL_CPU:
+        devices = [validation.SYCL_CPU]
     if not devices:
         raise Unusable(f"none of our operators is for {wanted} in this version, so there is nothing to check")
     if setup.no_xpu and "xpu" in devices:
         if wanted == "xpu" or devices == ["xpu"]:
             raise Unusable(setup.no_xpu)
-        devices.remove("xpu")
-    from . import validation
+        devices[devices.index("xpu")] = validation.SYCL_CPU
+    if validation.SYCL_CPU in devices:
+        try:
+            with ops.sycl_on_cpu() as opened:
+                out.data["sycl_cpu"] = dataclasses.asdict(opened)
+                out.show(f"sycl-cpu: the SYCL kernels, on {opened.name} ({opened.backend}), on tensors of the CPU.")
+        except runtime.KernelError as error:
+            if wanted == validation.SYCL_CPU:
+                raise Unusable(str(error)) from error
+            devices.remove(validation.SYCL_CPU)
+            out.show(f"The SYCL kernels are not checked: {error}")
 
     done: list[validation.Check] = []
     table = out.table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +34,21 @@ def text_of(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
 
 
+SYCL_CPU = "sycl-cpu"
+"""No device of torch's: the SYCL kernels on the OpenCL CPU device, on CPU tensors (:func:`ops.sycl_on_cpu`)."""
+
+
 def checks(device: str) -> Iterator[Check]:
-    """Every check of our operators on a device, ``int8_linear_matmul`` first."""
+    """Every check of our operators on a device of torch's or SYCL_CPU, ``int8_linear_matmul`` first."""
+    if device != SYCL_CPU:
+        yield from _checks(device)
+        return
+    with ops.sycl_on_cpu():
+        for check in _checks("cpu"):
+            yield dataclasses.replace(check, device=device, output=check.output.replace(" on cpu", f" on {device}"))
+
+
+def _checks(device: str) -> Iterator[Check]:
     ours = [operator for operator in ops.OPERATORS if device in operator.devices]
     answering = {operator.name for operator in ops.registered().get(device, ())}
     for operator in sorted(ours, key=lambda each: not each.name.startswith("int8_linear_matmul")):
