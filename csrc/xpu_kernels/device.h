@@ -1,11 +1,12 @@
 // What every kernel stands on: ids, shuffles, local memory and conversions, straight on the SPIR-V built-ins.
 //
-// Device code only. It is compiled at run time by the SYCL runtime's own compiler, so it includes nothing but the two
-// small headers that declare the built-ins: a build of all kernels with them takes a tenth of one with sycl.hpp.
+// Device code only. It is compiled at run time by the SYCL runtime's own compiler, so it includes nothing but three
+// small headers, of the built-ins and of the version: a build of all kernels with them takes a tenth of one with sycl.hpp.
 // The same text compiles to PTX (sub-groups of 32), where a sub-group is a warp.
 #pragma once
 #include <sycl/__spirv/spirv_ops.hpp>
 #include <sycl/__spirv/spirv_vars.hpp>
+#include <sycl/version.hpp>
 
 #include "../codebook.h"
 
@@ -65,7 +66,7 @@ BNB_INLINE To bits_as(From from) {
 }
 
 // ---- where am I -----------------------------------------------------------------------------------------------------
-#if __has_include(<sycl/__spirv/spirv_ops_subgroup.hpp>)  // libsycl 9: built-ins are functions of the dimension
+#if __LIBSYCL_MAJOR_VERSION >= 9  // built-ins are functions of the dimension
 BNB_INLINE i64 group_id() { return __spirv_BuiltInWorkgroupId(0); }
 BNB_INLINE i32 local_id() { return __spirv_BuiltInLocalInvocationId(0); }
 BNB_INLINE i32 lane_id() { return __spirv_BuiltInSubgroupLocalInvocationId(); }
