@@ -112,6 +112,7 @@ CANNOT_RUN = {
     "clinfo": "a program of the driver's",
     "ls -l /dev/dri": "there is no such folder without a GPU",
     "compute-sanitizer ": "needs an NVIDIA GPU",
+    "pip install dist/": "needs a wheel, and replaces the package under test; make wheel-test does it",
     "pip install torch": "downloads torch and replaces the installed one",
     "pip install intel-": "replaces the SYCL runtime under the running tests",
     "pip install bitsandbytes-intel": "downloads, and replaces the package under test",
