@@ -55,7 +55,7 @@ WIDE_KS = (8, 33, 40, 128, 136, 264, 512, 520)
 NS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 66, 67, 129)
 # So many rows that the GPU kernels for large matrices run, whatever the number of cores.
 WIDE = 40 * (os.cpu_count() or 1) + 3
-MS = {"gemv_4bit": (1, 1, 2, 3), "gemm_4bit": (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33)}
+MS = {"gemv_4bit": (1, 1, 2, 3), "gemm_4bit": (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 50)}
 CPU_MS = {"gemv_4bit": (1, 1, 2, 3, 4), "gemm_4bit": (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 70)}
 _last = ""
 

@@ -151,6 +151,9 @@ BNB_INLINE float sub_group_max(float value) {
 
 BNB_INLINE void barrier() { __spirv_ControlBarrier(kScopeWorkGroup, kScopeWorkGroup, kAcquireReleaseLocal); }
 
+// For what a sub-group's lanes tell one another through local memory.
+BNB_INLINE void sub_group_barrier() { __spirv_ControlBarrier(kScopeSubGroup, kScopeSubGroup, kAcquireReleaseLocal); }
+
 // Work-group local memory: `static local_memory<float[256]> table;`
 template <class T>
 class [[__sycl_detail__::wg_scope]] local_memory {

@@ -4,20 +4,30 @@
 namespace bnb {
 namespace {
 
-// ---- lanes along N: what a product of several rows runs on, if its K allows ------------------------------------------
-constexpr int kTiles[] = {4, 8, 16};  // rows of A that a lane owns
+// ---- for CPU devices, if K allows: lanes along N for up to 8 rows of A, along M for more ----------------------------
+constexpr int kTiles[] = {4, 8, 16, 32, 48, 64};  // rows of A that a sub-group takes
+constexpr int kFirstAlongM = 2;
 
-constexpr int tile_of(int64_t m) { return m <= 4 ? 0 : m <= 8 ? 1 : 2; }
+constexpr int tile_of(int64_t m) {
+  int tile = 0;
+  while (tile + 1 < static_cast<int>(std::size(kTiles)) && kTiles[tile] < m) tile++;
+  return tile;
+}
 
-// Sub-groups of a work-group, and rows of B that a lane owns. For CPU devices: on GPUs the lanes along k measured faster
-// for as many rows as are worth a kernel here.
+// Sub-groups of a work-group, and rows of B that a lane owns. On GPUs the lanes along k measured faster for as many rows as
+// are worth a kernel here.
 struct TileShape {
   int row_groups, rows;
-  int64_t group() const { return int64_t{sub_group_size(Kind::cpu)} * row_groups; }
 };
 constexpr TileShape kTileShape{4, 1};
-
-constexpr int kWidenGroup = 256;
+// Rows of B of a sub-group, those multiplied at a time, and columns decoded at a time.
+struct AlongMShape {
+  int group_rows, rows, chunk;
+};
+constexpr AlongMShape along_m_shape(int tile) {
+  const int vectors = kTiles[tile] / 16;
+  return {32, vectors == 1 ? 16 : vectors == 4 ? 4 : 8, 64};
+}
 
 template <class T>
 std::string family_of(const char* suffix) {
@@ -27,8 +37,13 @@ std::string family_of(const char* suffix) {
 template <class T>
 const Kernel& tile_kernel(Kind kind, int tile) {
   static const KernelTable table([](Kind k, int t) {
-    const TileShape s = kTileShape;
     if (k != Kind::cpu) return KernelName{};
+    if (t >= kFirstAlongM) {
+      const AlongMShape s = along_m_shape(t);
+      return KernelName{family_of<T>("/along_m"), instantiation("bnb::kgemm_4bit_inference_along_m", type_name<T>, sub_group_size(k),
+                                                                s.group_rows, s.rows, kTiles[t] / 16, s.chunk)};
+    }
+    const TileShape s = kTileShape;
     return KernelName{family_of<T>(""), instantiation("bnb::kgemm_4bit_inference", type_name<T>, sub_group_size(k), s.row_groups,
                                                       s.rows, kTiles[t])};
   }, "gemm_4bit", std::size(kTiles));
@@ -36,12 +51,13 @@ const Kernel& tile_kernel(Kind kind, int tile) {
 }
 
 template <class T>
-const Kernel& widen_kernel(Kind kind) {
-  static const KernelTable table([](Kind k, int) {
+const Kernel& widen_kernel(Kind kind, bool interleaved) {
+  static const KernelTable table([](Kind k, int i) {
     if (k != Kind::cpu) return KernelName{};
-    return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>, kWidenGroup, sub_group_size(k))};
-  }, "gemm_4bit", 1);
-  return table.at(kind, 0);
+    return KernelName{family_of<T>(i ? "/along_m" : ""), instantiation("bnb::kWidenTransposed", type_name<T>, i ? "true" : "false",
+                                                                      sub_group_size(k))};
+  }, "gemm_4bit", 2);
+  return table.at(kind, interleaved);
 }
 
 template <class T>
@@ -134,19 +150,18 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   const int32_t shift = block_shift(blocksize);
   const int tile = tile_of(m);
   const int64_t tiles_m = (m + kTiles[tile] - 1) / kTiles[tile], padded_m = tiles_m * kTiles[tile];
-  constexpr TileShape shape = kTileShape;
-  widen_kernel<T>(kind).submit(*queue, (k * padded_m + kWidenGroup - 1) / kWidenGroup, kWidenGroup, A, scratch, m, k, lda,
-                               padded_m);
-  const int64_t rows = shape.group() * shape.rows;
-  tile_kernel<T>(kind, tile).submit(*queue, tiles_m * ((n + rows - 1) / rows), shape.group(), m, n, k,
-                                    static_cast<const float*>(scratch), B, nested.absmax, nested.absmax_8bit,
-                                    nested.absmax_code, nested.absmax_offset, bias, datatype,
-                                    static_cast<int32_t>(data_type), out, padded_m, ldb, ldc, tiles_m, shift);
+  const bool along_m = tile >= kFirstAlongM;
+  const int64_t lanes = sub_group_size(kind), group = along_m ? lanes : lanes * kTileShape.row_groups;
+  const int64_t rows = along_m ? along_m_shape(tile).group_rows : group * kTileShape.rows;
+  if (k > 0) widen_kernel<T>(kind, along_m).submit(*queue, k / 32, lanes, A, scratch, m, k, lda, padded_m);
+  tile_kernel<T>(kind, tile).submit(*queue, tiles_m * ((n + rows - 1) / rows), group, m, n, k, static_cast<const float*>(scratch),
+                                    B, nested.absmax, nested.absmax_8bit, nested.absmax_code, nested.absmax_offset, bias,
+                                    datatype, static_cast<int32_t>(data_type), out, padded_m, ldb, ldc, tiles_m, shift);
 }
 
 template <class T>
 static void register_kernels() {
-  widen_kernel<T>(Kind::cpu);
+  widen_kernel<T>(Kind::cpu, false);
   tile_kernel<T>(Kind::cpu, 0);
   along_k_kernel<T>(Kind::cpu, kAny);
   if constexpr (sizeof(T) == 2) matrix_kernel<T>(Kind::xmx16, 0);
