@@ -18,7 +18,7 @@ import venv
 import pytest
 
 import bitsandbytes_intel
-from bitsandbytes_intel import cpu, env, sycl
+from bitsandbytes_intel import cpu, env, runtime, sycl
 from bitsandbytes_intel.cli import doctor
 
 PACKAGE = pathlib.Path(bitsandbytes_intel.__file__).parent
@@ -363,7 +363,7 @@ def test_no_sycl_runtime(machine, libsycl):
     machine.module("torch", TORCH_XPU)
     lines = machine.lines()
     expect(lines["SYCL runtime"], doctor.FAULT, "none with headers", "pip install intel-sycl-rt")
-    expect(lines["libbitsandbytes_intel_xpu.so"], doctor.FAULT, "does not load", "")
+    expect(lines[runtime.xpu_library().name], doctor.FAULT, "no SYCL runtime is installed", "")
 
 
 def test_another_libsycl(machine, libsycl):
@@ -376,10 +376,11 @@ def test_another_libsycl(machine, libsycl):
 
 
 def test_no_xpu_library(machine):
-    (machine.package / "libbitsandbytes_intel_xpu.so").unlink()
-    expect(machine.lines()["libbitsandbytes_intel_xpu.so"], doctor.NOTE, "was not built", "pip install intel-sycl-rt")
+    name = "libbitsandbytes_intel_xpu_syclN.so"
+    (machine.package / runtime.xpu_library().name).unlink()
+    expect(machine.lines()[name], doctor.NOTE, "was not built", "pip install intel-sycl-rt")
     machine.module("torch", TORCH_XPU)
-    expect(machine.lines()["libbitsandbytes_intel_xpu.so"], doctor.FAULT, "was not built", "pip install intel-sycl-rt")
+    expect(machine.lines()[name], doctor.FAULT, "was not built", "pip install intel-sycl-rt")
 
 
 def test_the_opencl_cpu_device(machine):

@@ -60,13 +60,18 @@ class Device:
     driver: str
 
 
+def xpu_libraries() -> dict[int, pathlib.Path]:
+    """The XPU libraries of this installation, by the N of the libsycl.so.N that each is linked to."""
+    return {int(path.stem.rpartition("_sycl")[2]): path for path in _PACKAGE.glob(_XPU_LIBRARY.format("[0-9]*"))}
+
+
 def xpu_library() -> pathlib.Path:
     """The XPU library for the SYCL runtime of this environment: there is one for each libsycl.so.N it was built for.
 
     Raises:
         KernelError: there is no SYCL runtime, or no library for it. The text says what was looked for and what to do.
     """
-    built = {int(path.stem.rpartition("_sycl")[2]): path for path in _PACKAGE.glob(_XPU_LIBRARY.format("[0-9]*"))}
+    built = xpu_libraries()
     if not built:
         raise KernelError(
             f"{_XPU_LIBRARY.format('N')} was not built with this installation: intel-sycl-rt was missing then. "

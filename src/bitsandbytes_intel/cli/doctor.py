@@ -265,7 +265,7 @@ def libraries(probe: dict[str, Any]) -> Iterator[Line]:
     for key, path in (
         ("torch_library", runtime.TORCH_LIBRARY),
         ("cpu_library", cpu.LIBRARY),
-        ("xpu_library", runtime.XPU_LIBRARY),
+        ("xpu_library", _xpu_library()),
     ):
         crash = probe.get("crash", "")
         if not path.is_file() and key == "xpu_library":
@@ -286,9 +286,20 @@ def libraries(probe: dict[str, Any]) -> Iterator[Line]:
 
 
 def needed_sycl() -> set[str]:
-    """The libsycl that our XPU library is linked to: ``libsycl.so.N``."""
-    content = runtime.XPU_LIBRARY.read_bytes() if runtime.XPU_LIBRARY.is_file() else b""
-    return {match.decode() for match in re.findall(rb"libsycl\.so\.\d+", content)}
+    """The libsycl that our XPU libraries are linked to: ``libsycl.so.N``, one for each."""
+    return {
+        match.decode()
+        for path in runtime.xpu_libraries().values()
+        for match in re.findall(rb"libsycl\.so\.\d+", path.read_bytes())
+    }
+
+
+def _xpu_library() -> pathlib.Path:
+    """The XPU library for the libsycl that is here; where there is none, one that is there, or a name that is not."""
+    built, found = runtime.xpu_libraries(), sycl.find_sycl()
+    if found and found.major in built:
+        return built[found.major]
+    return next(iter(built.values()), runtime.TORCH_LIBRARY.with_name("libbitsandbytes_intel_xpu_syclN.so"))
 
 
 def sycl_runtime(probe: dict[str, Any]) -> Line:
