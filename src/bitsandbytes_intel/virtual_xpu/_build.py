@@ -21,7 +21,7 @@ _log = logging.getLogger("bitsandbytes_intel.virtual_xpu")
 
 _SOURCES = pathlib.Path(__file__).parent / "csrc"
 _SYCL_UNITS = ("queues",)
-_TORCH_UNITS = ("aten", "fallback", "capi", "device", "allocator")  # the slowest first
+_TORCH_UNITS = ("aten", "fallback", "collectives", "capi", "device", "allocator")  # the slowest first
 _FLAGS = ("-O1", "-fPIC", "-fvisibility=hidden", "-DNDEBUG")
 _SYCL_FLAGS = ("-std=c++17", "-DSYCL_DISABLE_FSYCL_SYCLHPP_WARNING", "-w")
 _TORCH_FLAGS = ("-std=c++20",)

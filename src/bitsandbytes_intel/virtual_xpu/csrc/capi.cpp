@@ -61,6 +61,7 @@ VXPU_EXPORT int32_t vxpu_register() {
     vxpu::register_allocators();
     vxpu::register_fallback();
     vxpu::register_aten();
+    vxpu::register_collectives();
     // Lets Python have the default generator as an object: only an operator can return one without Python's headers.
     static auto* library =
         new torch::Library(torch::Library::DEF, "bitsandbytes_intel_virtual_xpu", std::nullopt, __FILE__, __LINE__);

@@ -52,6 +52,8 @@ class BorrowScope {
 void register_fallback();
 // Registers the operators that the fallback cannot serve (aten.cpp).
 void register_aten();
+// Registers the collectives of torch.distributed (collectives.cpp).
+void register_collectives();
 
 // Counts one call of `name` ("aten::mm") that went to a CPU kernel.
 void count_fallback(const char* name);
