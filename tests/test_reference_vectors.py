@@ -51,7 +51,7 @@ def test_gemm_4bit_is_as_close_as_cuda(name, implementation, reference_vectors):
     result = call.gemm_4bit(t("A"), *arguments, **nested).cpu()
     assert result.dtype == case.dtype
     assert result.shape == (a["M"], a["N"])
-    _check_against_cuda(result, case)
+    vectors.check_against_cuda(result, case)
 
 
 @pytest.mark.parametrize(
@@ -65,23 +65,7 @@ def test_gemv_4bit_is_as_close_as_cuda(name, implementation, reference_vectors):
     result = call.gemv_4bit(t("A"), t("B"), [a["N"], a["K"]], t("absmax"), code, a["blocksize"]).cpu()
     if "bias" in case.tensors:
         result = (result.double() + case.tensors["bias"].double()).to(case.dtype)
-    _check_against_cuda(result, case)
-
-
-def _check_against_cuda(result, case):
-    a, t = case.arguments, case.tensors
-    absmax = t["absmax"]
-    if a["nested"]:
-        code, offset = t["absmax_code"], t["absmax_offset"]
-        absmax = reference.dequantize_blockwise(t["absmax_8bit"], absmax, code, 256, torch.float32) + offset
-    weight = reference.dequantize_4bit(t["B"], absmax, a["blocksize"], a["quant_type"], [a["N"], a["K"]], case.dtype)
-    weight, A, eps = weight.double(), t["A"].double(), torch.finfo(case.dtype).eps
-    exact = A @ weight.T + (t["bias"].double() if "bias" in t else 0)
-    cuda = (t["out"].double() - exact).abs().max()
-    sums = A.abs() @ weight.abs().T * max(eps / 32, 2**-23)
-    limit = torch.maximum(cuda * 1.25, sums) + exact.abs() * eps / 2
-    error = (result.double() - exact).abs()
-    assert bool((error <= limit).all()), f"error {error.max():.3e}, CUDA's own {cuda:.3e}"
+    vectors.check_against_cuda(result, case)
 
 
 @pytest.mark.parametrize("name", vectors.names("int8"))

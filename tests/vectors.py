@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from bitsandbytes_intel import reference
+
 PATH = pathlib.Path(__file__).parent / "data" / "cuda-h100.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,3 +61,20 @@ def load(path: pathlib.Path = PATH) -> Vectors:
             case, _, name = key.rpartition("/")
             tensors[case][name] = file.get_tensor(key)
     return Vectors({name: Case(name, arguments[name], found) for name, found in sorted(tensors.items())})
+
+
+def check_against_cuda(result: torch.Tensor, case: Case) -> None:
+    """Assert that a product of a 4-bit weight is as close to the exact one as CUDA's is."""
+    a, t = case.arguments, case.tensors
+    absmax = t["absmax"]
+    if a["nested"]:
+        code, offset = t["absmax_code"], t["absmax_offset"]
+        absmax = reference.dequantize_blockwise(t["absmax_8bit"], absmax, code, 256, torch.float32) + offset
+    weight = reference.dequantize_4bit(t["B"], absmax, a["blocksize"], a["quant_type"], [a["N"], a["K"]], case.dtype)
+    weight, A, eps = weight.double(), t["A"].double(), torch.finfo(case.dtype).eps
+    exact = A @ weight.T + (t["bias"].double() if "bias" in t else 0)
+    cuda = (t["out"].double() - exact).abs().max()
+    sums = A.abs() @ weight.abs().T * max(eps / 32, 2**-23)
+    limit = torch.maximum(cuda * 1.25, sums) + exact.abs() * eps / 2
+    error = (result.double() - exact).abs()
+    assert bool((error <= limit).all()), f"error {error.max():.3e}, CUDA's own {cuda:.3e}"
