@@ -17,8 +17,8 @@ def relative_error(result, exact):
     return float((result.double() - exact).norm() / exact.norm())
 
 
-def has_vnni() -> bool:
-    return cpu.kernels().get("gemm_4bit_int8") == "avx512_vnni"
+def has_int8() -> bool:
+    return cpu.kernels()["gemm_4bit_int8"] in ("avx512_vnni", "amx")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
@@ -39,8 +39,11 @@ def test_error(case, nested, quant_type, dtype):
     with cpu.int8_activations():
         result = w.gemm(A, bias)
     assert relative_error(result, exact) < RELATIVE_ERROR
-    assert torch.equal(result, plain) != has_vnni()
+    assert torch.equal(result, plain) != has_int8()
     exactly_equal(w.gemm(A, bias), plain)
+    for isa in {"avx512_vnni", "amx"} & set(cpu.isas()):  # the same numbers, to the last bit
+        with cpu.using(isa), cpu.int8_activations():
+            exactly_equal(w.gemm(A, bias), result)
 
 
 @pytest.mark.parametrize("case", [(7, 128, 64), (1, 128, 64), (8, 128, 32), (8, 100, 64), (8, 33, 64)], ids=str)
@@ -92,7 +95,7 @@ first = run()
 with cpu.int8_activations():
     print(torch.equal(first, run()))
 """
-    for value, same in (("1", True), ("0", not has_vnni())):
+    for value, same in (("1", True), ("0", not has_int8())):
         done = python(code, BNB_INTEL_INT8_ACTIVATIONS=value, BNB_INTEL_VIRTUAL_XPU=None)
         assert done.stdout.strip() == str(same)
     failed = python(code, BNB_INTEL_INT8_ACTIVATIONS="perhaps", BNB_INTEL_VIRTUAL_XPU=None, check=False)

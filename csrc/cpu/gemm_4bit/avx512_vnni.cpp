@@ -1,4 +1,4 @@
-// int8 activations: A is quantised to int8 in blocks of 64 elements of a row, and codes stand for code * 127, rounded.
+// int8 activations by VNNI.
 #include <immintrin.h>
 
 #include <cmath>
@@ -10,11 +10,11 @@ BNB_AVX512_VNNI_BEGIN
 namespace bnb::cpu {
 namespace {
 #include "avx512.h"
+#include "avx512_finish.h"
 #include "avx512_panel.h"
+#include "int8_activations.h"
 
-constexpr int64_t kBlock = 64, kQuads = kBlock / 4;
-// An element takes two bytes in Gemm's count: a block's codes, and behind them what belongs to the block.
-constexpr int64_t kElement = 2;
+constexpr int64_t kQuads = kBlock / 4;
 
 template <class T>
 void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, char* tile) {
@@ -26,26 +26,9 @@ void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_
     float* const scales = reinterpret_cast<float*>(block + height * kBlock);
     int32_t* const sums = reinterpret_cast<int32_t*>(scales + height);
     for (int64_t r = 0; r < height; r++) {
-      alignas(64) int8_t codes[kBlock] = {};
       scales[r] = 0;
-      if (r < rows) {
-        const T* const in = static_cast<const T*>(p.A) + (row + r) * p.lda + k;
-        __m512 x[4], most = _mm512_setzero_ps();
-        __mmask16 nan = 0;
-        for (int i = 0; i < 4; i++) {
-          x[i] = load(in + 16 * i, 0xffff);
-          nan |= _mm512_cmp_ps_mask(x[i], x[i], _CMP_UNORD_Q);
-          most = _mm512_max_ps(most, _mm512_abs_ps(x[i]));
-        }
-        const float top = nan ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(most);
-        const __m512 inverse = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
-        scales[r] = top / (127.0f * 127.0f);
-        for (int i = 0; i < 4; i++) {
-          const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], inverse));
-          _mm_store_si128(reinterpret_cast<__m128i*>(codes + 16 * i), _mm512_cvtsepi32_epi8(rounded));
-        }
-      }
-      const __m512i all = _mm512_load_si512(codes);
+      __m512i all = _mm512_setzero_si512();
+      if (r < rows) all = quantized(static_cast<const T*>(p.A) + (row + r) * p.lda + k, scales[r]);
       // The look-ups give code + 128: as much too much as 128 times this sum.
       sums[r] = -128 * _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), all));
       alignas(64) int32_t ordered[kQuads];
@@ -63,9 +46,7 @@ void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t f
 
 // Of each block [quad][kPanel][4] of unsigned bytes, then the scales.
 void panel(const PanelOfB& b, void* out) {
-  alignas(16) uint8_t bytes[16];
-  for (int i = 0; i < 16; i++) bytes[i] = static_cast<uint8_t>(std::lrintf(b.code[i] * 127.0f) + 128);
-  const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  const __m512i table = table_in_bytes(b.code, 128);
   const __m512i nibble = _mm512_set1_epi8(15);
   for_each_dword(b, [&](int64_t k, __m512i dword, __m512 scale) {
     char* const block = static_cast<char*>(out) + k / kBlock * kBlock * kPanel * kElement;
@@ -125,7 +106,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 }
 
 const Implementation int8{gemm_4bit_int8, Isa::avx512_vnni,
-                          Gemm{12, 1, kBlock, kElement, &pack, &panel, nullptr, &multiply, &finish, nullptr, nullptr}};
+                          Gemm{12, 1, kBlock, kElement, 4, &pack, &panel, nullptr, &multiply, &finish, nullptr, nullptr}};
 
 }  // namespace
 }  // namespace bnb::cpu

@@ -110,7 +110,9 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) /
                                                                     kernel.max_tile * kernel.max_tile);
-  const int64_t panels = p.m >= 64 ? 4 : 2, part = kPart;
+  const int64_t part = kPart;
+  int64_t panels = p.m >= 64 ? kernel.max_panels : 2;
+  while (panels > 4 && ceil_div(p.n, panels * kPanel) < thread_count(queue)) panels /= 2;
   for (int64_t row = 0; row < p.m; row += block_rows) {
     const int64_t rows = std::min(block_rows, p.m - row);
     const int64_t height = height_of(rows), tiles = ceil_div(rows, height);

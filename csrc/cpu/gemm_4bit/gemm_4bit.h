@@ -1,7 +1,7 @@
 // gemm_4bit on CPUs: B is dequantised a panel at a time, which stays in the caches, and multiplied with tiles of A.
 //
 // A panel is kPanel rows of B and a part of K, column by column: [k][kPanel] for fp32, [k / 2][kPanel][2] for bfloat16.
-// Its products are summed up in fp32, in C [rows of A][panels * kPanel].
+// Its products are summed up in fp32, in C [rows of A][panels * kPanel], or as finish wants it.
 #pragma once
 #include "product_4bit.h"
 
@@ -24,8 +24,9 @@ struct PanelOfB {
 struct Gemm {
   int64_t max_tile;      // rows of A in a tile, at most
   int64_t tile_multiple;  // a tile is filled up to a multiple of so many rows
-  int64_t k_multiple;    // K is filled up with zeros to a multiple of so many: at most 32
+  int64_t k_multiple;    // K is filled up with zeros to a multiple of so many: at most 64
   int64_t element;       // bytes of an element of a tile or a panel
+  int64_t max_panels;    // that are multiplied together, at most, where A has many rows
   // Elements first to last of K of `rows` rows of A from row `row` on, into a tile of `height` rows: its columns from
   // first on, as far as the next multiple of k_multiple.
   void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
