@@ -166,9 +166,11 @@ void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int
       for (int64_t i = 0; i < these; i++)
         with_rows(i, [&](const int64_t (&row)[ROWS], __m512 (&its)[ROWS][M]) {
           __m512 registers[ROWS][M];
-          std::copy_n(&its[0][0], ROWS * M, &registers[0][0]);
+          for (int r = 0; r < ROWS; r++)
+            for (int m = 0; m < M; m++) registers[r][m] = its[r][m];
           add_span<ROWS, M, BLOCKS>(p, x, row, from, std::min(p.k, from + kPart), ahead, registers);
-          std::copy_n(&registers[0][0], ROWS * M, &its[0][0]);
+          for (int r = 0; r < ROWS; r++)
+            for (int m = 0; m < M; m++) its[r][m] = registers[r][m];
         });
     for (int64_t i = 0; i < these; i++) with_rows(i, [&](const auto& row, const auto& its) { finish_rows<ROWS, M, T>(p, row, its); });
   }
