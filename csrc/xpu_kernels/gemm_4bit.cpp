@@ -127,7 +127,7 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
 #pragma unroll
       for (int i = 0; i < ROWS; i++)
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++) sum[i][v] = k0 ? (total + (r + i) * kTile + 16 * v)[lane] : 0.0f;
+        for (int v = 0; v < VECTORS; v++) sum[i][v] = 0.0f;  // of a chunk alone: a long chain of additions loses too much
       for (int k = 0; k < columns; k++) {
         const float* const from = X + (k0 + k) * padded_m + m0;
         float x[VECTORS];
@@ -143,7 +143,10 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
 #pragma unroll
       for (int i = 0; i < ROWS; i++)
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++) (total + (r + i) * kTile + 16 * v)[lane] = sum[i][v];
+        for (int v = 0; v < VECTORS; v++) {
+          float* const to = total + (r + i) * kTile + 16 * v;
+          to[lane] = k0 ? to[lane] + sum[i][v] : sum[i][v];
+        }
     }
     sub_group_barrier();
   }
