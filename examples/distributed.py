@@ -102,6 +102,9 @@ def main() -> None:
         if rank == 0:
             print(f"{options.output}: the adapter; --resume reads it, in as many processes as you like")
     if world > 1:
+        # Wait for each other, and let go of DDP, before the group ends: gloo's threads may still need the interpreter.
+        del network
+        dist.barrier()
         dist.destroy_process_group()
 
 
