@@ -91,17 +91,18 @@ class Output:
 @contextlib.contextmanager
 def reporting(out: Output) -> Iterator[Output]:
     """Around a command: logging, and one clear line for an environment that is at fault."""
-    _start_logging(out)
-    try:
-        yield out
-    except Unusable as error:
-        out.stop(error)
-    except BrokenPipeError:  # the reader of a pipe has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(FAILED) from None
+    with _logging(out):
+        try:
+            yield out
+        except Unusable as error:
+            out.stop(error)
+        except BrokenPipeError:  # the reader of a pipe has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from None
 
 
-def _start_logging(out: Output) -> None:
+@contextlib.contextmanager
+def _logging(out: Output) -> Iterator[None]:
     """Warnings always; that something is being compiled always, since it takes time; everything of ours with ``-v``."""
     handler: logging.Handler
     if out.log.is_terminal:  # through rich, which keeps spinners and bars below the log lines
@@ -114,6 +115,7 @@ def _start_logging(out: Output) -> None:
     if not out.verbose:
         handler.addFilter(_matters)
     ours = logging.getLogger("bitsandbytes_intel")
+    before = ours.handlers[:], ours.level, ours.propagate
     ours.handlers[:] = [handler]
     ours.setLevel(logging.DEBUG if out.verbose else logging.INFO)
     ours.propagate = False
@@ -125,6 +127,11 @@ def _start_logging(out: Output) -> None:
             "torch.utils.flop_counter",
         ):
             logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:  # a program that calls a command keeps its own logging
+        ours.handlers[:], ours.propagate = before[0], before[2]
+        ours.setLevel(before[1])
 
 
 def _matters(record: logging.LogRecord) -> bool:
