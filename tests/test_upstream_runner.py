@@ -13,10 +13,14 @@ TOOL = pathlib.Path(__file__).parents[1] / "tools" / "upstream_tests.py"
 TESTS = """
 import os
 import pytest
+import torch
+
+DEVICE = "cpu"
 
 @pytest.mark.parametrize("value", [1, 2])
 def test_good(value):
-    assert os.environ["BNB_TEST_DEVICE"] == "cpu"
+    assert os.environ["BNB_TEST_DEVICE"] == DEVICE
+    assert torch.zeros(1, device=DEVICE).device.type == DEVICE
 
 def test_wrong():
     assert 1 == 2, "one is not two"
@@ -46,8 +50,8 @@ def source(tmp_path):
     return folder
 
 
-def run(*arguments):
-    command = [sys.executable, str(TOOL), "--device", "cpu", *map(str, arguments), "test_ops"]
+def run(*arguments, device="cpu"):
+    command = [sys.executable, str(TOOL), "--device", device, *map(str, arguments), "test_ops"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -63,6 +67,13 @@ def test_every_outcome_is_counted(source, tmp_path):
         assert "UNEXPECTED crashed: tests/test_ops.py::test_fatal" in done.stdout
         assert "UNEXPECTED skipped: tests/test_ops.py::test_left_out: Skipped: for a reason" in done.stdout
         assert "test_timing" not in done.stdout
+
+
+def test_on_the_xpu(source, tmp_path, xpu):
+    file = source / "tests" / "test_ops.py"
+    file.write_text(TESTS.replace('DEVICE = "cpu"', 'DEVICE = "xpu"').partition("def test_fatal")[0])
+    done = run("--source", source, device="xpu")
+    assert "| test_ops | 3 | 2 | 0 | 0 | 1 |" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_run_continues(source, tmp_path):

@@ -123,10 +123,14 @@ def child(device: str, file: str, results: pathlib.Path, deadline: float, only: 
     os.environ["BNB_TEST_DEVICE"] = device
     os.environ["BNB_INTEL_AUTOLOAD"] = "1" if ours else "0"
     if device == "xpu":
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        from run import prepare
+        from bitsandbytes_intel import virtual_xpu
+        from bitsandbytes_intel.cli.environment import let_upstream_run
 
-        prepare()
+        let_upstream_run()
+        import torch
+
+        if not torch._C._has_xpu:
+            virtual_xpu.enable()
         import bitsandbytes  # noqa: F401 (it registers our operators)
 
         check_registration(device, ours)
