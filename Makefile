@@ -70,7 +70,7 @@ SANITIZE := build/sanitize
 SANITIZERS := -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: build
 	rm -rf $(SANITIZE) && mkdir -p $(SANITIZE)
-	cp -r src csrc tests setup.py pyproject.toml README.md LICENSE $(SANITIZE)
+	cp -r $(filter-out build dist,$(wildcard *)) $(SANITIZE)
 	cd $(SANITIZE) && CXX="g++ $(SANITIZERS)" $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --only cpu,torch
 	cd $(SANITIZE) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 BNB_INTEL_VIRTUAL_XPU=0 PYTHONPATH=src $(CURDIR)/$(BIN)/python -m pytest -q -k "cpu- and not xpu" tests
