@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import vectors  # noqa: E402
+from helpers import share_virtual_xpu  # noqa: E402
 
 from bitsandbytes_intel import cpu, env, ops  # noqa: E402
 
@@ -99,11 +99,3 @@ def python(tmp_path):
         return done
 
     return run
-
-
-def share_virtual_xpu(cache: pathlib.Path) -> None:
-    """Let a cache folder of a test's own find the virtual XPU that has been compiled already."""
-    built = env.cache_dir() / "virtual_xpu"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if built.is_dir() and not (cache / "virtual_xpu").exists():
-        shutil.copytree(built, cache / "virtual_xpu")

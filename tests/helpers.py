@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitsandbytes_intel import reference
+from bitsandbytes_intel import env, reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 STORAGES = (torch.uint8, *FLOATS)
@@ -200,3 +202,11 @@ def check_product(result: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None
         error = (result.double() - exact).abs() / tolerance
         excess.append(float(error.nan_to_num(nan=torch.inf).max()) if error.numel() else 0.0)
     assert min(excess) <= 1, f"error {min(excess):.2f} times the tolerance for {list(A.shape)} @ {list(weight.shape)}.T"
+
+
+def share_virtual_xpu(cache: pathlib.Path) -> None:
+    """Let a cache folder of a test's own find the virtual XPU that has been compiled already."""
+    built = env.cache_dir() / "virtual_xpu"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if built.is_dir() and not (cache / "virtual_xpu").exists():
+        shutil.copytree(built, cache / "virtual_xpu")

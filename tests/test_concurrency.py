@@ -13,8 +13,7 @@ import sys
 import concurrency
 import pytest
 import torch
-from conftest import share_virtual_xpu
-from helpers import FLOATS, exactly_equal, ops, short
+from helpers import FLOATS, exactly_equal, ops, share_virtual_xpu, short
 
 SCRIPT = str(pathlib.Path(concurrency.__file__))
 PATH = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
