@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from bitsandbytes_intel import runtime, sycl
+from bitsandbytes_intel import ops, runtime, sycl
 
 FAMILY = "gemv_4bit/float32/any"
 
@@ -151,3 +151,26 @@ def test_find_sycl():
     assert found is not None
     assert found.library.name == f"libsycl.so.{found.major}"
     assert (found.include / "sycl" / "sycl.hpp").is_file()
+
+
+class Deletions:
+    """Our library for the XPU, which counts the queues that are given back."""
+
+    def __init__(self, library):
+        self._library, self.queues = library, []
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def bnb_xpu_delete_queue(self, queue):
+        self.queues.append(queue)
+        self._library.bnb_xpu_delete_queue(queue)
+
+
+def test_a_first_device_that_is_no_cpu_keeps_no_queue(opened, monkeypatch):
+    counted = Deletions(runtime.library())
+    monkeypatch.setattr(runtime, "library", lambda: counted)
+    monkeypatch.setattr(runtime, "open_device", lambda queue: dataclasses.replace(opened, kind="gpu16", name="Arc"))
+    with pytest.raises(runtime.KernelError, match="first device is Arc, and no CPU"), ops.sycl_on_cpu():
+        pass
+    assert len(counted.queues) == 1

@@ -146,17 +146,19 @@ def sycl_on_cpu() -> Iterator[runtime.Device]:
     lib = _load()
     _use_library("xpu")
     queue = runtime.new_queue()
-    device = runtime.open_device(queue)
-    if device.kind != "cpu":
-        raise runtime.KernelError(
-            f"SYCL's first device is {device.name}, and no CPU: set ONEAPI_DEVICE_SELECTOR=opencl:cpu, with "
-            "intel-opencl-rt installed"
-        )
-    lib.bnb_torch_sycl_on_cpu(queue)
     try:
-        yield device
+        device = runtime.open_device(queue)
+        if device.kind != "cpu":
+            raise runtime.KernelError(
+                f"SYCL's first device is {device.name}, and no CPU: set ONEAPI_DEVICE_SELECTOR=opencl:cpu, with "
+                "intel-opencl-rt installed"
+            )
+        lib.bnb_torch_sycl_on_cpu(queue)
+        try:
+            yield device
+        finally:
+            lib.bnb_torch_sycl_on_cpu(None)
     finally:
-        lib.bnb_torch_sycl_on_cpu(None)
         runtime.library().bnb_xpu_delete_queue(queue)
 
 
