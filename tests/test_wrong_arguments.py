@@ -279,7 +279,8 @@ def mutations(operator: str, argument: Any, given: Any, device: str) -> Iterator
         yield from ((name, spoil(given)) for name, spoil in SHAPES.items() if name in shapes_of(given))
         # With one tensor alone, the call is that device's own affair.
         if not alone:
-            yield "on another device", given.to("xpu" if device == "cpu" else "cpu")
+            if device == "xpu" or torch.xpu.is_available():  # not so under `make sanitize`
+                yield "on another device", given.to("xpu" if device == "cpu" else "cpu")
             yield "on meta", given.to("meta")
     elif kind == "int":
         yield from ((str(value), value) for value in integers_of(operator, argument.name))
