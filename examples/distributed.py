@@ -1,6 +1,6 @@
-"""QLoRA on several devices: ``torchrun --nproc-per-node 2 distributed.py``.
+"""QLoRA on several devices: ``torchrun --nproc-per-node 2 distributed.py``, or ``accelerate launch`` (README.md).
 
-``--strategy ddp`` gives every process the whole model in 4 bits; ``fsdp`` shards it (FSDP2). Without torchrun it is one
+``--strategy ddp`` gives every process the whole model in 4 bits; ``fsdp`` shards it (FSDP2). By itself it is one
 process. Processes talk by xccl on Intel GPUs, one process for each, and by gloo on CPUs.
 """
 

@@ -12,6 +12,9 @@ PROGRAM = str(EXAMPLES / "distributed.py")
 TRAIN = ["--dtype", "float32", "--lr", "1e-2", "--rank", "8", "--length", "32", "--batch", "4"]
 TRAIN += ["--min-8bit-size", "256"]  # of adapters so small
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# What `accelerate launch` runs; --cpu in the place of --multi_gpu would start one process.
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -35,3 +38,9 @@ def test_two_processes_have_the_loss_of_one(xpu, in_one_process, tmp_path, devic
     assert len([name for name in os.listdir(tmp_path / "adapter") if name.endswith(".distcp")]) == 2
     whole = run(*command, "--steps", "0", "--resume", str(tmp_path / "adapter"))
     assert loss(whole) == pytest.approx(loss(output), rel=1e-5)
+
+
+def test_accelerate_launch(in_one_process, tmp_path):
+    command = [PROGRAM, *TRAIN, "--device", "cpu", "--steps", "4", "--output", str(tmp_path / "adapter")]
+    assert loss(run(*ACCELERATE, *command)) == pytest.approx(in_one_process, rel=1e-4)
+    assert len([name for name in os.listdir(tmp_path / "adapter") if name.endswith(".distcp")]) == 2
