@@ -122,7 +122,7 @@ def check(wheel: pathlib.Path) -> None:
         sys.exit("\n".join(wrong))
 
 
-def test(majors: list[int], python: str) -> None:
+def test(majors: list[int], python: str, torch: str) -> None:
     """The wheel in an environment with nothing else and no compiler: every operator on cpu, every kernel by SYCL."""
     (wheel,) = DIST.glob("*.whl")
     environment = WORK / "environment"
@@ -130,20 +130,23 @@ def test(majors: list[int], python: str) -> None:
     run(python, "-m", "venv", environment)
     binary = environment / "bin"
     pip = (binary / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    run(*pip, TORCH)  # by itself: a local CPU build is found before the index's
+    run(*pip, torch)  # by itself: a local CPU build is found before the index's
     # Nothing of the system but what Python itself needs: no compiler, no tools.
     bare = {"PATH": str(binary), "HOME": str(WORK), "BNB_INTEL_CACHE_DIR": str(WORK / "cache")}
     for major in majors:
         shutil.rmtree(WORK / "cache", ignore_errors=True)
         run(*pip, f"intel-sycl-rt=={SYCL[major]}", f"intel-opencl-rt=={SYCL[major]}")
-        run(*pip, TORCH, BITSANDBYTES, wheel)
+        run(*pip, torch, BITSANDBYTES, wheel)
         done = subprocess.run([binary / "python", "-m", "bitsandbytes_intel", "--json"], env=bare, text=True,
                               stdout=subprocess.PIPE, cwd=WORK)  # fmt: skip
+        if not done.stdout:
+            sys.exit(f"status {done.returncode} and no report")
         report = json.loads(done.stdout)
         checks = report.get("validation", [])
         failed = [check for check in checks if not check["held"]]
         by_device = {device: sum(check["device"] == device for check in checks) for device in ("cpu", "sycl-cpu")}
-        print(f"libsycl.so.{major}: {report.get('sycl_cpu')}, checks {by_device}, {len(failed)} failed")
+        versions = {name: report["versions"].get(name) for name in ("python", "torch")}
+        print(f"libsycl.so.{major}, {versions}: {report.get('sycl_cpu')}, checks {by_device}, {len(failed)} failed")
         if done.returncode or failed or not all(by_device.values()) or report["versions"]["libsycl"][-1] != str(major):
             sys.exit(f"status {done.returncode}: {report.get('error') or failed or report['versions']}")
 
@@ -156,11 +159,12 @@ def main() -> None:
     tests = commands.add_parser("test")
     tests.add_argument("--sycl", type=int, choices=SYCL, action="append", help="libsycl's major (default: each)")
     tests.add_argument("--python", default=sys.executable, help="the Python to make the environment with")
+    tests.add_argument("--torch", default=TORCH, help="what to install as torch (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.command == "build":
         build()
     else:
-        test(arguments.sycl or list(SYCL), arguments.python)
+        test(arguments.sycl or list(SYCL), arguments.python, arguments.torch)
 
 
 if __name__ == "__main__":
