@@ -125,7 +125,25 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
                 assert not scratch or scratch.canary_is_alive(), "bytes outside the scratch were written"
                 check_product(out.tensor.view(m, n).clone(), A, w.exact(), bias)
             count += 1
+            if name == "gemm_4bit" and kernels.queue is None:
+                gradient(kernels, dtype, w, m, place)
+                count += 1
     return count
+
+
+def gradient(kernels: guarded.Kernels, dtype: torch.dtype, w: Weight, m: int, place: str) -> None:
+    """The product with the weight's transpose, which CPUs have."""
+    n, k = w.shape
+    grad = torch.randn(m, n, generator=generator(k)).to(dtype)
+    with guarded.arena(place) as memory:
+        out = memory.out(m * k, dtype)
+        statistics = [memory.hold(w.absmax)]
+        statistics += [memory.hold(w.nested.get(f)) for f in ("absmax_8bit", "absmax_code", "absmax_offset")]
+        kernels.transposed(
+            dtype, m, n, k, memory.hold(grad), memory.hold(w.packed), statistics, w.quant_type, out.address, w.blocksize
+        )
+        assert out.canary_is_alive(), "bytes outside the result were written"
+        check_product(out.tensor.view(m, k).clone(), grad, w.exact().T.contiguous())
 
 
 def int8(kernels: guarded.Kernels, rounds: int) -> int:

@@ -201,6 +201,18 @@ class Kernels:
             DATA_TYPES[quant_type], out, k, k, n, blocksize, bias, *([scratch] if name == "gemm_4bit" else []),
         )  # fmt: skip
 
+    def transposed(self, dtype, m, n, k, A, B, statistics, quant_type, out, blocksize) -> None:
+        """cgemm_4bit_transposed, of addresses."""
+        pointer, long = ctypes.c_void_p, ctypes.c_int64
+        self.library.cgemm_4bit_transposed.argtypes = [
+            ctypes.c_int, *[long] * 3, *[pointer] * 3, ctypes.c_int, pointer, *[long] * 4, pointer, ctypes.c_char_p,
+            ctypes.c_size_t,
+        ]  # fmt: skip
+        self._call(
+            "cgemm_4bit_transposed", DTYPES[dtype], m, n, k, A, B, ctypes.byref(Statistics(*statistics)),
+            DATA_TYPES[quant_type], out, n, k, k, blocksize,
+        )  # fmt: skip
+
     def _call(self, name: str, *args) -> None:
         message = ctypes.create_string_buffer(4096)
         failed = getattr(self.library, name)(*args, self.queue, message, len(message))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitsandbytes_intel import env, reference
+from bitsandbytes_intel import cpu, env, reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 STORAGES = (torch.uint8, *FLOATS)
@@ -54,6 +54,10 @@ def exactly_equal(result: Tensor, expected: Tensor) -> None:
         raise AssertionError(
             f"{int(different.sum())} of {different.numel()} elements differ, first [{i}]: {got} instead of {wanted}"
         )
+
+
+# For what CPUs alone have: the fixture `device`, of each instruction set.
+on_cpus = pytest.mark.parametrize("device", [f"cpu-{isa}" for isa in cpu.isas()], indirect=True)
 
 
 def check_error(call: Callable[[], object], argument: str, got: str, capfd: pytest.CaptureFixture) -> None:

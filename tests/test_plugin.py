@@ -8,7 +8,7 @@ import torch
 from helpers import Weight, exactly_equal
 
 import bitsandbytes_intel
-from bitsandbytes_intel import env, ops
+from bitsandbytes_intel import backward, env, ops
 
 OURS = "from bitsandbytes_intel import ops; "
 REGISTERED = OURS + "print(sorted(ops.registered()), ops.failures())"
@@ -153,7 +153,9 @@ print(sorted(ops.registered()), ops.failures())
 def test_operators_are_all_there(device):
     """Every operator of the list answers from our library, and every operator of the library is on the list."""
     library = ops._load().bnb_torch_operators().decode().split()
-    assert sorted(library) == sorted(operator.name for operator in ops.OPERATORS)
+    our_own = f"{backward.NAMESPACE}::{backward.NAME}"
+    assert sorted(library) == sorted([*(operator.name for operator in ops.OPERATORS), our_own])
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(our_own, "CPU")
     for operator in ops.OPERATORS:
         for where in operator.devices:
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator.name}", where.upper())

@@ -15,6 +15,7 @@ from helpers import (
     exactly_equal,
     generator,
     on,
+    on_cpus,
     ops,
 )
 from hypothesis import given
@@ -200,6 +201,19 @@ def test_gemm_4bit(m, n, k, blocksize, quant_type, storage, nested, bias, dtype,
     b = torch.randn(n, generator=generator(seed + 1)).to(dtype) if bias else None
     result = w.to(device, offset).gemm(*moved(device, layout, offset, A, b))
     check_product(result, A, w.exact(), b)
+
+
+@on_cpus
+@given(**sizes_of_products, nested=st.booleans())
+def test_gemm_4bit_transposed(m, n, k, blocksize, quant_type, storage, nested, dtype, layout, offset, seed, device):
+    w = Weight.random(n, k, blocksize=blocksize, quant_type=quant_type, storage=storage, nested=nested, seed=seed)
+    grad = torch.randn(m, n, generator=generator(seed)).to(dtype)
+    there = w.to(device, offset)
+    (x,) = moved(device, layout, offset, grad)
+    result = torch.ops.bitsandbytes_intel.gemm_4bit_transposed(
+        x, there.packed, [n, k], there.absmax, blocksize, quant_type, **there.nested
+    )
+    check_product(result, grad, w.exact().T.contiguous())
 
 
 @given(**sizes_of_products)

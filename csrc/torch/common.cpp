@@ -282,6 +282,7 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
     take(backend.int8_vector_dequant, "cint8_vector_dequant");
     take(backend.dequant_mm_int32, "cdequant_mm_int32");
     if (std::string(device) == "cpu") {
+      take(backend.gemm_4bit_transposed, "cgemm_4bit_transposed");
       take(backend.int8_linear_matmul, "cint8_linear_matmul");
       take(backend.int8_scaled_mm, "cint8_scaled_mm");
     }
@@ -297,15 +298,18 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
   });
 }
 
-// Registers `name` (of the namespace bitsandbytes, with its overload) for a dispatch key; a second time does nothing.
+// Registers `name` (with its overload; of the namespace bitsandbytes, if it has none) for a dispatch key; a second time does nothing.
 BNB_EXPORT int bnb_torch_register(const char* key, const char* name, char* message, size_t size) {
   return guarded(message, size, [&] {
     auto& slot = registered()[std::string(key) + "/" + name];
     if (slot) return;
     for (const auto& op : bnb::Operator::all()) {
       if (std::string(op.name) != name) continue;
-      slot = std::make_unique<Library>(Library::Kind::IMPL, "bitsandbytes", key, __FILE__, __LINE__);
-      slot->impl(op.name, std::string(key) == "CPU" ? op.on_cpu : op.on_xpu);
+      const std::string full = op.name;
+      const size_t colons = full.find("::");
+      const std::string space = colons == full.npos ? "bitsandbytes" : full.substr(0, colons);
+      slot = std::make_unique<Library>(Library::Kind::IMPL, space.c_str(), key, __FILE__, __LINE__);
+      slot->impl(op.name + (colons == full.npos ? 0 : colons + 2), std::string(key) == "CPU" ? op.on_cpu : op.on_xpu);
       return;
     }
     throw std::invalid_argument(std::string("there is no operator ") + name);

@@ -91,6 +91,7 @@ struct Backend {
   decltype(&cgemm_4bit_inference) gemm_4bit_inference;
   decltype(&cgemm_4bit_scratch) gemm_4bit_scratch;
   decltype(&cgemm_4bit_max_rows) gemm_4bit_max_rows;
+  decltype(&cgemm_4bit_transposed) gemm_4bit_transposed;  // null on an XPU
   decltype(&cint8_vector_quant) int8_vector_quant;
   decltype(&cint8_zero_columns) int8_zero_columns;
   decltype(&cint8_column_quant) int8_column_quant;
@@ -142,7 +143,7 @@ class Call {
   void* queue_ = nullptr;
 };
 
-// ---- operators: boxed, under their name in torch.ops.bitsandbytes ---------------------------------------------------
+// ---- operators: boxed, under their name in torch.ops.bitsandbytes, or namespace::name --------------------------------
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
 struct Operator {
   Operator(const char* name, Boxed on_cpu, Boxed on_xpu);

@@ -7,10 +7,6 @@ namespace {
 // Scratch for dequantised weights, a panel of rows at a time.
 constexpr int64_t kPanelBytes = 64 << 20;
 
-struct Nested {
-  std::optional<Tensor> absmax_8bit, absmax_code, absmax_offset;
-};
-
 // The nested statistics written out: absmax_code[absmax_8bit[i]] * absmax[i / 256] + absmax_offset.
 Tensor flat_absmax(const char* op, const Tensor& absmax, const Nested& nested, int64_t blocks) {
   Tensor flat = empty(Shape{blocks}, ScalarType::Float, absmax);
@@ -60,30 +56,7 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
   const Problem p = check_product(op, A, B, shapeB, blocksize);
   const int data_type = check_quant_type(op, quant_type);
   const int64_t blocks = ceil_div(p.n * p.k, blocksize);
-  Nested nested;
-  if (absmax_8bit) {
-    if (!absmax_code) fail(op, ": absmax_code must be given with absmax_8bit, got None");
-    if (!absmax_offset) fail(op, ": absmax_offset must be given with absmax_8bit, got None");
-    check_absmax(op, absmax, ceil_div(blocks, 256), "one for each 256 blocks", A);
-    check_dtype(op, "absmax_8bit", *absmax_8bit, ScalarType::Byte);
-    check_device(op, "absmax_8bit", *absmax_8bit, A);
-    check_numel(op, "absmax_8bit", *absmax_8bit, blocks, "one for each block");
-    check_dtype(op, "absmax_code", *absmax_code, ScalarType::Float);
-    check_device(op, "absmax_code", *absmax_code, A);
-    check_numel(op, "absmax_code", *absmax_code, 256, "one for each value of a byte");
-    check_float(op, "absmax_offset", *absmax_offset);
-    check_device(op, "absmax_offset", *absmax_offset, A);
-    if (absmax_offset->numel() != 1) fail(op, ": absmax_offset must have one element, got ", absmax_offset->numel());
-    nested.absmax_8bit = dense(*absmax_8bit);
-    nested.absmax_code = dense(*absmax_code);
-    nested.absmax_offset = absmax_offset->scalar_type() == ScalarType::Float
-                               ? *absmax_offset
-                               : torch::stable::to(*absmax_offset, std::optional(ScalarType::Float));
-  } else {
-    if (absmax_code || absmax_offset)
-      fail(op, ": absmax_8bit must be given with ", absmax_code ? "absmax_code" : "absmax_offset", ", got None");
-    check_absmax(op, absmax, blocks, "one for each block", A);
-  }
+  const Nested nested = check_statistics(op, A, absmax, absmax_8bit, absmax_code, absmax_offset, blocks);
   if (bias) {
     check_dtype(op, "bias", *bias, A.scalar_type());
     check_device(op, "bias", *bias, A);
@@ -99,15 +72,11 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
   }
   const Tensor x = dense(A);
   Tensor out = empty(p.out_shape, A.scalar_type(), A);
-  const auto pointer = [](const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; };
-  const BnbStatistics statistics{static_cast<const float*>(scales.data_ptr()),
-                                 static_cast<const uint8_t*>(pointer(nested.absmax_8bit)),
-                                 static_cast<const float*>(pointer(nested.absmax_code)),
-                                 static_cast<const float*>(pointer(nested.absmax_offset))};
+  const BnbStatistics statistics = nested.with(scales);
   const auto run = [&](auto function, auto... scratch) {
     call(function, dtype_of(A.scalar_type()), p.m, p.n, p.k, static_cast<const void*>(x.data_ptr()),
          static_cast<const uint8_t*>(codes.data_ptr()), &statistics, static_cast<const float*>(nullptr), data_type,
-         out.data_ptr(), p.k, p.k, p.n, blocksize, static_cast<const void*>(pointer(bias)), scratch...);
+         out.data_ptr(), p.k, p.k, p.n, blocksize, static_cast<const void*>(bias ? bias->data_ptr() : nullptr), scratch...);
   };
   if (p.m == 1) {
     run(&Backend::gemv_4bit_inference);

@@ -50,6 +50,11 @@ BNB_EXPORT int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue);
 // Up to so many rows of A cgemm_4bit_inference is the way to go; for more, dequantise and multiply.
 BNB_EXPORT int64_t cgemm_4bit_max_rows(int dtype, void* queue);
 
+// CPU alone: out[m, k] = A[m, n] B[n, k], the gradient of the product's A.
+BNB_EXPORT int cgemm_4bit_transposed(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
+                                     const BnbStatistics* statistics, int data_type, void* out, int64_t lda, int64_t ldb,
+                                     int64_t ldc, int64_t blocksize, void* queue, char* message, size_t message_size);
+
 // row_stats[r] = max |A[r, c]|; out = A * 127 / row_stats, rounded. `outliers`: null for no threshold, or a byte for each
 // column, zero before; then magnitudes from threshold (> 0) on count for nothing, become 0 and set their column's byte.
 BNB_EXPORT int cint8_vector_quant(int dtype, const void* A, int8_t* out, float* row_stats, uint8_t* outliers, float threshold,

@@ -120,12 +120,16 @@ def _register(device: str) -> None:
     _use_library(device)
     ours = tuple(operator for operator in OPERATORS if device in operator.devices)
     _silence_override_warning(device)
-    for operator in ours:
-        if lib.bnb_torch_register(device.upper().encode(), operator.name.encode(), message, len(message)):
-            raise runtime.KernelError(message.value.decode(errors="replace"))
+    names = [operator.name for operator in ours]
     if device == "cpu":
         from . import backward
 
+        backward.define()
+        names.append(f"{backward.NAMESPACE}::{backward.NAME}")
+    for name in names:
+        if lib.bnb_torch_register(device.upper().encode(), name.encode(), message, len(message)):
+            raise runtime.KernelError(message.value.decode(errors="replace"))
+    if device == "cpu":
         repacking.install()
         backward.install()
     else:

@@ -6,8 +6,10 @@ BNB_AMX_BEGIN
 namespace bnb::cpu {
 namespace {
 #include "avx512.h"
+#include "avx512_columns.h"
 #include "avx512_panel.h"
 #include "amx.h"
+#include "bfloat16.h"
 
 // A row of a tile holds kStep bfloat16 values. kBlock elements of K go into two tiles, in the order in which their codes
 // are looked up: element 4 i + kOrder[j] of a block is element 16 j + i of the two rows.
@@ -102,13 +104,23 @@ void panel(const PanelOfB& b, void* out) {
 }
 
 void convert(const float* values, int64_t k, void* out) {
-  uint16_t* const panel = static_cast<uint16_t*>(out);
-  for (int64_t from = 0; from < k; from += kBlock)
-    for (int i = 0; i < kBlock; i++)
-      for (int r = 0; r < kPanel; r++) {
-        const int64_t at = from + kPlaces.at[i];
-        panel[((from + i) / kStep * kPanel + r) * kStep + i % kStep] = at < k ? from_float<bfloat16>(values[at * kPanel + r]).bits : 0;
+  char* to = static_cast<char*>(out);
+  const __m512i low = _mm512_load_si512(kPlaces.at), high = _mm512_load_si512(kPlaces.at + kStep);
+  const auto row = [&](int64_t i) { return i < k ? _mm512_loadu_ps(values + i * kPanel) : _mm512_setzero_ps(); };
+  for (int64_t from = 0; from < k; from += kBlock, to += 2 * kTileBytes) {
+    __m512i halves[2][kPanel];  // of the block, first by pairs of k, then by columns
+    for (int h = 0; h < 2; h++) {
+      for (int j = 0; j < kPanel; j++) {
+        const int64_t at = from + h * kStep + 2 * j;
+        halves[h][j] = pairs_of(row(at), row(at + 1));
       }
+      transpose(halves[h]);
+    }
+    for (int r = 0; r < kPanel; r++) {
+      _mm512_store_si512(to + r * 64, _mm512_permutex2var_epi16(halves[0][r], low, halves[1][r]));
+      _mm512_store_si512(to + kTileBytes + r * 64, _mm512_permutex2var_epi16(halves[0][r], high, halves[1][r]));
+    }
+  }
 }
 
 // kRows or twice as many rows of A with one panel or two: sums in tiles 0 to 3, panels in 4 and 5, A in 6 and 7.
@@ -151,7 +163,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 
 const Implementation bfloat16_tiles{
     gemm_4bit_bfloat16, Isa::amx,
-    Gemm{32, 16, kBlock, 2, 16, &pack, &panel, &convert, &multiply, &finish_blocks, &begin, &end}};
+    Gemm{32, 16, kBlock, 2, 16, &pack, &panel, &columns, &convert, &multiply, &finish_blocks, &begin, &end}};
 
 }  // namespace
 }  // namespace bnb::cpu

@@ -84,6 +84,23 @@ void panel(const PanelOfB& b, void* out) {
   }
 }
 
+void columns(const ColumnsOfB& b, float* values) {
+  const Table table(b.code);
+  const __m256i high_first = _mm256_setr_epi32(4, 0, 4, 0, 4, 0, 4, 0);
+  for (int64_t r = 0; r < b.rows; r++) {
+    const uint8_t* const codes = b.codes + r * b.stride;
+    _mm_prefetch(reinterpret_cast<const char*>(codes + kRowsAhead * b.stride), _MM_HINT_T0);
+    const __m256 scale = _mm256_broadcast_ss(b.scales + r);
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)), twice = _mm_unpacklo_epi8(bytes, bytes);
+    const auto put = [&](int at, __m128i eight) {
+      const __m256i index = _mm256_srlv_epi32(_mm256_cvtepu8_epi32(eight), high_first);
+      _mm256_store_ps(values + r * kPanel + at, _mm256_mul_ps(table.at<0>(index), scale));
+    };
+    put(0, twice);
+    put(8, _mm_srli_si128(twice, 8));
+  }
+}
+
 template <int ROWS>
 void tile_of(const float* a, const float* b, int64_t k, float* c, int64_t width) {
   for (int64_t from = 0; from < k; from += kChain) {
@@ -138,7 +155,7 @@ void finish(const Product& p, const float* C, int64_t width, int64_t row, int64_
   finish_as<bfloat16>(p, C, width, row, rows, n, columns);
 }
 
-constexpr Gemm kGemm{6, 1, 1, 4, 4, &pack, &panel, nullptr, &multiply, &finish, nullptr, nullptr};
+constexpr Gemm kGemm{6, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
 const Implementation all{gemm_4bit, Isa::avx2, kGemm};
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::avx2, kGemm};
 

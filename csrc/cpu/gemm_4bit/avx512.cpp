@@ -6,6 +6,7 @@ BNB_AVX512_BEGIN
 namespace bnb::cpu {
 namespace {
 #include "avx512.h"
+#include "avx512_columns.h"
 #include "avx512_finish.h"
 #include "avx512_panel.h"
 
@@ -92,7 +93,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
   if (i < count) kTiles<1>[height](a, b + i * floats, floats, k, C + i * kPanel, width);
 }
 
-constexpr Gemm kGemm{14, 1, 1, 4, 4, &pack, &panel, nullptr, &multiply, &finish, nullptr, nullptr};
+constexpr Gemm kGemm{14, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
 const Implementation all{gemm_4bit, Isa::avx512, kGemm};
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::avx512, kGemm};
 

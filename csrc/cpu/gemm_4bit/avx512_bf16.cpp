@@ -6,6 +6,7 @@ BNB_AVX512_BF16_BEGIN
 namespace bnb::cpu {
 namespace {
 #include "avx512.h"
+#include "avx512_columns.h"
 #include "avx512_finish.h"
 #include "avx512_panel.h"
 #include "bfloat16.h"
@@ -63,7 +64,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 
 const Implementation bfloat16_pairs{
     gemm_4bit_bfloat16, Isa::avx512_bf16,
-    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &convert_to_pairs<2>, &multiply, &finish, nullptr, nullptr}};
+    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &columns, &convert_to_pairs<2>, &multiply, &finish, nullptr, nullptr}};
 
 }  // namespace
 }  // namespace bnb::cpu

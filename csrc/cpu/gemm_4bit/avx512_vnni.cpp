@@ -106,7 +106,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 }
 
 const Implementation int8{gemm_4bit_int8, Isa::avx512_vnni,
-                          Gemm{12, 1, kBlock, kElement, 4, &pack, &panel, nullptr, &multiply, &finish, nullptr, nullptr}};
+                          Gemm{12, 1, kBlock, kElement, 4, &pack, &panel, nullptr, nullptr, &multiply, &finish, nullptr, nullptr}};
 
 }  // namespace
 }  // namespace bnb::cpu

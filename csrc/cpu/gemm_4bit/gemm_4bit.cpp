@@ -102,6 +102,38 @@ struct PanelMaker {
   }
 };
 
+// The panels of B's transpose: p.n is B's columns, and p.k its rows, which are ldb elements apart.
+struct ColumnsMaker {
+  const Product& p;
+  const Gemm& kernel;
+  float* scales;  // [k]
+  float* values;  // [k][kPanel], for what goes through convert
+
+  void operator()(int64_t n, int64_t first, int64_t k, int64_t, void* panel) const {
+    float* const target = kernel.convert ? values : static_cast<float*>(panel);
+    if (p.ldb % kPanel) {  // a row of the panel may begin in the middle of a byte, or lie in two blocks
+      anywhere(n, first, k, target);
+    } else {
+      const int64_t begin = first * p.ldb + n;
+      for (int64_t r = 0; r < k; r++) scales_of(p.statistics, (begin + r * p.ldb) >> p.shift, 1, scales + r);
+      kernel.columns({p.B + begin / 2, p.ldb / 2, p.code, scales, k}, target);
+    }
+    if (kernel.convert) kernel.convert(values, k, panel);
+  }
+
+  void anywhere(int64_t n, int64_t first, int64_t k, float* target) const {
+    const int64_t columns = std::min<int64_t>(kPanel, p.n - n);
+    for (int64_t r = 0; r < k; r++)
+      for (int64_t i = 0; i < kPanel; i++) {
+        const int64_t at = (first + r) * p.ldb + n + std::min(i, columns - 1);
+        float scale;
+        scales_of(p.statistics, at >> p.shift, 1, &scale);
+        target[r * kPanel + i] = p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15] * scale;
+      }
+  }
+};
+
+template <class Maker>
 void gemm(const Product& p, const Gemm& kernel, void* queue) {
   const int64_t padded_k = ceil_div(p.k, kernel.k_multiple) * kernel.k_multiple;
   const auto height_of = [&](int64_t rows) {  // tiles of about the same height
@@ -136,7 +168,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
       char* const memory = static_cast<char*>(scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
       float* const C = reinterpret_cast<float*>(memory + panels * panel_bytes);
       float* const scales = C + c_floats;
-      const PanelMaker make{p, kernel, scales, scales + scale_floats};
+      const Maker make{p, kernel, scales, scales + scale_floats};
       if (kernel.begin) kernel.begin();
       for (int64_t group = first; group < last; group++) {
         const int64_t n = group * wide, columns = std::min(wide, p.n - n), count = ceil_div(columns, kPanel);
@@ -175,10 +207,10 @@ void product(const Product& p, bool may_be_int8, void* queue) {
   if (p.m <= 0 || p.n <= 0) return;
   if (may_be_int8 && int8_activations.load(std::memory_order_relaxed) && p.m >= kInt8Rows && p.rows_aligned &&
       p.blocksize >= kInt8Block && p.k % kInt8Block == 0)
-    if (const Gemm& int8 = gemm_4bit_int8.best(); int8.max_tile) return gemm(p, int8, queue);
+    if (const Gemm& int8 = gemm_4bit_int8.best(); int8.max_tile) return gemm<PanelMaker>(p, int8, queue);
   const Gemv& few = gemv_4bit.best();
   if (p.m <= few.max_rows && p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) return gemv(p, few, queue);
-  gemm(p, (p.dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(), queue);
+  gemm<PanelMaker>(p, (p.dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(), queue);
 }
 
 Product product_of(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B, const BnbStatistics* statistics,
@@ -212,6 +244,18 @@ int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void*
   return guarded(message, message_size, [&] {
     const Product p = product_of(dtype, m, n, k, A, B, statistics, datatype, data_type, out, lda, ldb, ldc, blocksize, bias);
     product(p, !datatype, queue);
+  });
+}
+
+int cgemm_4bit_transposed(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
+                          const BnbStatistics* statistics, int data_type, void* out, int64_t lda, int64_t ldb, int64_t ldc,
+                          int64_t blocksize, void* queue, char* message, size_t message_size) {
+  using namespace bnb::cpu;
+  return guarded(message, message_size, [&] {
+    // To the kernels it is a product like the others, whose weights have k rows of n.
+    const Product p = product_of(dtype, m, k, n, A, B, statistics, nullptr, data_type, out, lda, ldb, ldc, blocksize, nullptr);
+    if (m <= 0 || k <= 0) return;
+    gemm<ColumnsMaker>(p, (dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(), queue);
   });
 }
 

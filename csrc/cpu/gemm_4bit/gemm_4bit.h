@@ -10,6 +10,8 @@ namespace bnb::cpu {
 constexpr int kPanel = 16;
 // So many products of fp32 are summed up one after another before they are added to C: a long chain loses too much.
 constexpr int64_t kChain = 64;
+// Columns of B are read so many rows ahead: hardware does not follow such steps from page to page.
+constexpr int64_t kRowsAhead = 16;
 
 // A part of kPanel rows of B, whose parts begin at whole multiples of 8 elements.
 struct PanelOfB {
@@ -19,6 +21,15 @@ struct PanelOfB {
   int64_t granule;      // elements of a row that share a scale: a multiple of 8
   int64_t k;            // elements of a row: a multiple of 8
   int64_t ahead;        // bytes from a row to what is read next, to be prefetched
+};
+
+// A part of kPanel columns of B, which begins at a whole byte.
+struct ColumnsOfB {
+  const uint8_t* codes;  // of the first row's
+  int64_t stride;        // bytes from a row to the next
+  const float* code;
+  const float* scales;  // [rows]
+  int64_t rows;
 };
 
 struct Gemm {
@@ -31,7 +42,9 @@ struct Gemm {
   // first on, as far as the next multiple of k_multiple.
   void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
   void (*panel)(const PanelOfB&, void* panel);
-  // The same of values [k][kPanel] in fp32; null where a panel is just that.
+  // The same of B's transpose, in fp32: values [rows][kPanel]; null where gradients do not come.
+  void (*columns)(const ColumnsOfB&, float* values);
+  // A panel of values [k][kPanel] in fp32; null where a panel is just that.
   void (*convert)(const float* values, int64_t k, void* panel);
   // C += tile * panels^T, over k (a multiple of k_multiple) elements.
   void (*multiply)(const void* tile, int64_t height, const void* panels, int64_t panel_stride, int64_t count, int64_t k, float* C);

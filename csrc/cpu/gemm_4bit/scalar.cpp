@@ -23,6 +23,12 @@ void panel(const PanelOfB& b, void* out) {
       values[k * kPanel + r] = b.code[b.rows[r][k >> 1] >> (k & 1 ? 0 : 4) & 15] * b.scales[k / b.granule * kPanel + r];
 }
 
+void columns(const ColumnsOfB& b, float* values) {
+  for (int64_t r = 0; r < b.rows; r++)
+    for (int i = 0; i < kPanel; i++)
+      values[r * kPanel + i] = b.code[b.codes[r * b.stride + i / 2] >> (i & 1 ? 0 : 4) & 15] * b.scales[r];
+}
+
 void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
   const float* const a = static_cast<const float*>(tile);
   for (int64_t i = 0; i < count; i++) {
@@ -50,7 +56,7 @@ void finish(const Product& p, const float* C, int64_t width, int64_t row, int64_
   });
 }
 
-constexpr Gemm kGemm{4, 1, 1, 4, 4, &pack, &panel, nullptr, &multiply, &finish, nullptr, nullptr};
+constexpr Gemm kGemm{4, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
 const Implementation all{gemm_4bit, Isa::scalar, kGemm};
 const Implementation bfloat16{gemm_4bit_bfloat16, Isa::scalar, kGemm};
 const Implementation no_int8{gemm_4bit_int8, Isa::scalar, Gemm{}};
