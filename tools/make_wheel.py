@@ -138,7 +138,10 @@ def test(majors: list[int], python: str, torch: str) -> None:
         run(*pip, f"intel-sycl-rt=={SYCL[major]}", f"intel-opencl-rt=={SYCL[major]}")
         run(*pip, torch, BITSANDBYTES, wheel)
         done = subprocess.run([binary / "python", "-m", "bitsandbytes_intel", "--json"], env=bare, text=True,
-                              stdout=subprocess.PIPE, cwd=WORK)  # fmt: skip
+                              capture_output=True, cwd=WORK)  # fmt: skip
+        print(done.stderr, end="", file=sys.stderr)
+        if "Undefined function" in done.stderr:
+            sys.exit("a kernel calls a function that a GPU has not")
         if not done.stdout:
             sys.exit(f"status {done.returncode} and no report")
         report = json.loads(done.stdout)

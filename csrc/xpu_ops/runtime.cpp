@@ -181,6 +181,8 @@ sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& d
   std::vector<std::string> options;
 #if __LIBSYCL_MAJOR_VERSION < 9
   options.push_back("-fno-sycl-device-lib=all");
+  // Its compiler takes fmaf for a function that sets errno, and would leave a call of it: a GPU has none.
+  options.push_back("-fno-math-errno");
 #endif
   // A CPU device that counts as a GPU with XMX has no such instruction: there the kernels emulate it.
   if (device.kind == Kind::xmx16 && device.device.is_gpu()) options.push_back("-DBNB_XMX");
