@@ -1,8 +1,9 @@
 // Optimizers with 8-bit states in blocks of 256: dequantise, update, find the new absmax, quantise again, in one pass.
 //
 // A sub-group takes a block and keeps it in registers; the block's largest magnitudes are found by shuffles. Codes are
-// found on GPUs as map_8bit.h has it; on CPU devices by a binary search over the midpoints of the map, laid out as a tree:
-// its upper levels lie in the lanes of the sub-group (a look-up is a shuffle), the lower ones in work-group local memory.
+// found on GPUs as map_8bit.h has it; on CPU devices by a binary search over the midpoints of the map, which lie in the
+// lanes of the sub-group, as the map itself does: lanes_8bit.h.
+#include "lanes_8bit.h"
 #include "map_8bit.h"
 #include "optimizer.h"
 
@@ -10,64 +11,26 @@ namespace bnb {
 
 constexpr int kBlock = 256;
 
-// A quantisation map of 256 increasing values, and the tree: node k has the children 2k and 2k + 1; node 1 is the middle.
+// A quantisation map of 256 increasing values and the bounds between them, as lanes_8bit.h has them.
 struct MapMemory {
   float value[256];
-  float tree[256];
+  float bound[256];
 };
 
-template <int SUBG_SIZE>
 struct Map {
-  const MapMemory* memory;
-  float top[32 / SUBG_SIZE];  // nodes 0 to 31, by lane
+  Rows values, bounds;
   u32 first_nonnegative;
 
-  BNB_INLINE float value(u32 code) const { return memory->value[code]; }
+  BNB_INLINE float value(u32 code) const { return value_in_rows(values, code); }
 
   // The code of the nearest value; a tie goes to the even code, NaN to 0. In uniform control flow.
-  BNB_INLINE u32 nearest(float x) const {
-    u32 k = 1;
-#pragma unroll
-    for (int level = 0; level < 5; level++) {
-      const float middle = SUBG_SIZE == 32 || level < 4 ? shuffle(top[0], k) : shuffle(top[32 / SUBG_SIZE - 1], k & 15);
-      k = 2 * k + (x >= middle);
-    }
-    k = 2 * k + (x >= memory->tree[k]);
-    k = 2 * k + (x >= memory->tree[k]);
-    k = 2 * k + (x > memory->tree[k]);
-    return k & 255;
-  }
-
+  BNB_INLINE u32 nearest(float x) const { return bounds_up_to(bounds, x); }
 };
 
 // `code` of a signed state, moved to the neighbour if it has not the state's sign.
 BNB_INLINE u32 with_sign(u32 code, float state, u32 first_nonnegative) {
   const bool same = (code < first_nonnegative) == (state < 0);  // -0 is no negative
   return (same ? code : code + (state > 0 ? 1 : 255)) & 255;
-}
-
-// Fills a map's memory; a barrier must follow.
-template <int GROUP_SIZE>
-BNB_INLINE void fill(MapMemory& memory, const float* quantiles) {
-  for (u32 k = local_id(); k < 256; k += GROUP_SIZE) {
-    memory.value[k] = quantiles[k];
-    // Node k of level d, in order: the bound between values i and i + 1.
-    const u32 level = k ? 31 - __builtin_clz(k) : 0;
-    const u32 i = k ? ((2 * (k - (1u << level)) + 1) << (7 - level)) - 1 : 0;
-    memory.tree[k] = (quantiles[i] + quantiles[i + 1]) * 0.5f;
-  }
-}
-
-template <int SUBG_SIZE>
-BNB_INLINE Map<SUBG_SIZE> map_of(const MapMemory& memory) {
-  Map<SUBG_SIZE> map{&memory, {}, 0};
-  const u32 lane = lane_id();
-#pragma unroll
-  for (int j = 0; j < 32 / SUBG_SIZE; j++) map.top[j] = memory.tree[j * SUBG_SIZE + lane];
-  float negative = 0;
-  for (int i = 0; i < 256; i += SUBG_SIZE) negative += static_cast<float>(bits_as<u32>(memory.value[i + lane]) >> 31);
-  map.first_nonnegative = static_cast<u32>(sub_group_sum<SUBG_SIZE>(negative));
-  return map;
 }
 
 // The same for GPUs.
@@ -136,10 +99,18 @@ using MapFor = typename map_memory<NUM_PER_TH, SIGNED>::type;
 
 // A map of a work-group, with the memory for it. In uniform control flow.
 template <int GROUP_SIZE, int SUBG_SIZE>
-BNB_INLINE Map<SUBG_SIZE> map_for(MapMemory& memory, const float* quantiles) {
-  fill<GROUP_SIZE>(memory, quantiles);
+BNB_INLINE Map map_for(MapMemory& memory, const float* quantiles) {
+  static_assert(SUBG_SIZE == 16 && 256 % GROUP_SIZE == 0);
+  for (u32 begin = 0; begin < 256; begin += GROUP_SIZE) {
+    const u32 k = begin + local_id();
+    memory.value[place_in_rows(k)] = quantiles[k];
+    const u32 i = sought_at(k) < 255 ? sought_at(k) : 254;
+    memory.bound[k] = (quantiles[i] + quantiles[i + 1]) * 0.5f;
+  }
   barrier();
-  return map_of<SUBG_SIZE>(memory);
+  float negative = 0;
+  for (int i = 0; i < 256; i += SUBG_SIZE) negative += static_cast<float>(bits_as<u32>(memory.value[i + lane_id()]) >> 31);
+  return {{memory.value}, {memory.bound}, static_cast<u32>(sub_group_sum<SUBG_SIZE>(negative))};
 }
 template <int GROUP_SIZE, int SUBG_SIZE, bool SIGNED>
 BNB_INLINE CellMap<SIGNED> map_for(CellMapMemory<SIGNED>& memory, const float* quantiles) {
@@ -156,10 +127,10 @@ struct Scale {
   BNB_INLINE float operator()(float x) const { return x * above * below; }
 };
 
-// A lane's elements of a block. WHOLE: NUM_PER_TH neighbours and again; else one by one, those before n.
-template <int NUM_PER_TH, int SUBG_SIZE, bool WHOLE>
+// COUNT of a lane's elements of a block. WHOLE: NUM_PER_TH neighbours and again; else one by one, those before n.
+template <int NUM_PER_TH, int SUBG_SIZE, bool WHOLE, int COUNT = kBlock / SUBG_SIZE>
 struct Slots {
-  static constexpr int kCount = kBlock / SUBG_SIZE;
+  static constexpr int kCount = COUNT;
   i64 base, n;
 
   template <class T, class Out>
@@ -263,10 +234,9 @@ BNB_INLINE float largest_of(const Slots& slots, float (&state)[N]) {
   return largest;
 }
 
-// The codes of quantised states, and the new absmax of the block, which every lane gets.
-template <bool SIGNED, int SUBG_SIZE, int N>
-BNB_INLINE float quantize(const CellMap<SIGNED>& map, float largest, const float (&state)[N], u32 (&codes)[N]) {
-  const float absmax = sub_group_max<SUBG_SIZE>(largest);
+// The codes of states, given the largest magnitude in their block.
+template <bool SIGNED, int N>
+BNB_INLINE void quantize(const CellMap<SIGNED>& map, float absmax, const float (&state)[N], u32 (&codes)[N]) {
   float x[N];
   // As Scale has it, where one factor will do; adding 0 makes 0 of -0.
   if (absmax >= 0x1p-120f) {
@@ -283,35 +253,98 @@ BNB_INLINE float quantize(const CellMap<SIGNED>& map, float largest, const float
 #pragma unroll
     for (int s = 0; s < N; s++) codes[s] = with_sign(codes[s], state[s], map.first_nonnegative);
   }
-  return absmax;
 }
 
-template <bool SIGNED, int SUBG_SIZE, int N>
-BNB_INLINE float quantize(const Map<SUBG_SIZE>& map, float largest, const float (&state)[N], u32 (&codes)[N]) {
-  const float absmax = sub_group_max<SUBG_SIZE>(largest);
+template <bool SIGNED, int N>
+BNB_INLINE void quantize(const Map& map, float absmax, const float (&state)[N], u32 (&codes)[N]) {
   const Scale scale(absmax);
 #pragma unroll
   for (int s = 0; s < N; s++) {
     codes[s] = map.nearest(scale(state[s]));
     if constexpr (SIGNED) codes[s] = with_sign(codes[s], state[s], map.first_nonnegative);
   }
-  return absmax;
 }
 
-// Calls block(Slots, index) for every block of this sub-group; a work-group has TILE_SIZE elements.
-template <int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE, class Block>
-BNB_INLINE void for_blocks(i64 n, i32 wide, Block&& block) {
+template <int I>
+struct Constant {
+  static constexpr int value = I;
+};
+template <int COUNT, class Body>
+BNB_INLINE void for_each(Body&& body) {
+  body(Constant<0>{});
+  if constexpr (COUNT > 1) body(Constant<1>{});
+  if constexpr (COUNT > 2) body(Constant<2>{});
+}
+
+// A block on a GPU: its new states stay in registers. See for_blocks.
+template <int SUBG_SIZE, int STATES, class Slots, class Update, class Code>
+BNB_INLINE void one_block(const Slots& slots, Update&& update, Code&& code, float (&absmax)[STATES]) {
+  float states[STATES][Slots::kCount];
+  update(slots, states);
+  for_each<STATES>([&](auto i) __attribute__((always_inline)) {
+    absmax[i.value] = sub_group_max<SUBG_SIZE>(largest_of(slots, states[i.value]));
+    code(slots, i, absmax[i.value], states[i.value]);
+  });
+}
+
+// On a CPU they lie in local memory, the first cache there, and a few elements a lane are taken at a time: all at once would
+// be more instructions than the cache holds.
+template <int SUBG_SIZE, int STATES, bool WHOLE, class Update, class Code>
+BNB_INLINE void one_block_by_parts(i64 base, i64 n, float* kept, Update&& update, Code&& code, float (&absmax)[STATES]) {
+  constexpr int kAtOnce = 4;
+  using Part = Slots<1, SUBG_SIZE, WHOLE, kAtOnce>;
+  const u32 lane = lane_id();
+  float largest[STATES] = {};
+#pragma unroll 1
+  for (int at = 0; at < kBlock; at += kAtOnce * SUBG_SIZE) {
+    const Part part{base + at, n};
+    float states[STATES][kAtOnce];
+    update(part, states);
+    for_each<STATES>([&](auto i) __attribute__((always_inline)) {
+      largest[i.value] = larger(largest_of(part, states[i.value]), largest[i.value]);
+#pragma unroll
+      for (int s = 0; s < kAtOnce; s++) (kept + i.value * kBlock + at + s * SUBG_SIZE)[lane] = states[i.value][s];
+    });
+  }
+  for_each<STATES>([&](auto i) __attribute__((always_inline)) { absmax[i.value] = sub_group_max<SUBG_SIZE>(largest[i.value]); });
+#pragma unroll 1
+  for (int at = 0; at < kBlock; at += kAtOnce * SUBG_SIZE) {
+    for_each<STATES>([&](auto i) __attribute__((always_inline)) {
+      float states[kAtOnce];
+#pragma unroll
+      for (int s = 0; s < kAtOnce; s++) states[s] = (kept + i.value * kBlock + at + s * SUBG_SIZE)[lane];
+      code(Part{base + at, n}, i, absmax[i.value], states);
+    });
+  }
+}
+
+// Goes through every block of this sub-group; a work-group has TILE_SIZE elements. update(slots, index, states) makes new
+// states of some elements of block `index`; code(slots, i, absmax, states) stores the codes of the i-th; then come their new
+// absmaxes in done(index, absmax).
+template <int STATES, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE, class Update, class Code, class Done>
+BNB_INLINE void for_blocks(i64 n, i32 wide, Update&& update, Code&& code, Done&& done) {
   constexpr int kSubGroups = GROUP_SIZE / SUBG_SIZE;
+  constexpr bool kOnCPU = NUM_PER_TH == 1;
   static_assert(TILE_SIZE % (kBlock * kSubGroups) == 0 && kBlock % (SUBG_SIZE * NUM_PER_TH) == 0);
-  const i64 first = group_id() * (TILE_SIZE / kBlock) + sub_group_id();
+  static_assert(!kOnCPU || kSubGroups == 1);
+  const i64 first = group_id() * (TILE_SIZE / kBlock) + (kOnCPU ? 0 : sub_group_id());
   for (int t = 0; t < TILE_SIZE / kBlock; t += kSubGroups) {
     const i64 index = first + t, base = index * kBlock;
-    if constexpr (NUM_PER_TH > 1) {
-      if (base < n) block(AnySlots<NUM_PER_TH, SUBG_SIZE>{base, n, wide && base + kBlock <= n}, index);
-    } else if (wide && base + kBlock <= n)
-      block(Slots<NUM_PER_TH, SUBG_SIZE, true>{base, n}, index);
-    else if (base < n)
-      block(Slots<NUM_PER_TH, SUBG_SIZE, false>{base, n}, index);
+    if (base < n) {
+      const bool whole = wide && base + kBlock <= n;
+      const auto indexed = [&](const auto& slots, auto& states) __attribute__((always_inline)) { update(slots, index, states); };
+      float absmax[STATES];
+      if constexpr (kOnCPU) {
+        static local_memory<float[STATES * kBlock]> kept;
+        if (whole)
+          one_block_by_parts<SUBG_SIZE, STATES, true>(base, n, kept.data, indexed, code, absmax);
+        else
+          one_block_by_parts<SUBG_SIZE, STATES, false>(base, n, kept.data, indexed, code, absmax);
+      } else {
+        one_block<SUBG_SIZE>(AnySlots<NUM_PER_TH, SUBG_SIZE>{base, n, whole}, indexed, code, absmax);
+      }
+      if (lane_id() == 0) done(index, absmax);
+    }
   }
 }
 
@@ -328,10 +361,11 @@ kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, co
   const auto map1 = map_for<GROUP_SIZE, SUBG_SIZE>(memory1.data, quantiles1);
   const auto map2 = map_for<GROUP_SIZE, SUBG_SIZE>(memory2.data, quantiles2);
   const Step step{beta1, beta2, beta3, alpha, eps, weight_decay, correction1, correction2, false, lr, 1.0f};
+  constexpr int kStates = OPTIMIZER == ADEMAMIX ? 3 : 2;
 
-  for_blocks<TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](auto slots, i64 index) __attribute__((always_inline)) {
-    constexpr int N = decltype(slots)::kCount;
-    float gs[N], ps[N], s1[N], s2[N], s3[N];
+  const auto update = [&](const auto& slots, i64 index, auto& states) __attribute__((always_inline)) {
+    constexpr int N = sizeof(states[0]) / sizeof(float);
+    float gs[N], ps[N];
     u32 c1[N], c2[N], c3[N] = {};
     slots.load(g, gs);
     slots.load(state1, c1);
@@ -341,29 +375,30 @@ kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, co
     const float old1 = absmax1[index], old2 = absmax2[index], old3 = OPTIMIZER == ADEMAMIX ? absmax3[index] : 0.0f;
 #pragma unroll
     for (int s = 0; s < N; s++) {
-      s1[s] = map1.value(c1[s]) * old1, s2[s] = map2.value(c2[s]) * old2;
-      s3[s] = OPTIMIZER == ADEMAMIX ? map1.value(c3[s]) * old3 : 0.0f;
-      float q = ps[s], t1 = s1[s], t2 = s2[s], t3 = s3[s];
+      const float s1 = map1.value(c1[s]) * old1, s2 = map2.value(c2[s]) * old2;
+      const float s3 = OPTIMIZER == ADEMAMIX ? map1.value(c3[s]) * old3 : 0.0f;
+      float q = ps[s], t1 = s1, t2 = s2, t3 = s3;
       update_2state<OPTIMIZER>(step, gs[s] * gnorm_scale, q, t1, t2, t3);
       const bool usable = finite(gs[s]), keep = skip_zeros && gs[s] == 0;
       ps[s] = keep || !usable ? ps[s] : q;
-      s1[s] = keep ? s1[s] : usable ? t1 : 0.0f, s2[s] = keep ? s2[s] : usable ? t2 : 0.0f, s3[s] = keep ? s3[s] : usable ? t3 : 0.0f;
+      states[0][s] = keep ? s1 : usable ? t1 : 0.0f, states[1][s] = keep ? s2 : usable ? t2 : 0.0f;
+      if constexpr (OPTIMIZER == ADEMAMIX) states[2][s] = keep ? s3 : usable ? t3 : 0.0f;
     }
     slots.store(p, ps);
-    const float new1 = quantize<true, SUBG_SIZE>(map1, largest_of(slots, s1), s1, c1);
-    slots.store(state1, c1);
-    const float new2 = quantize<false, SUBG_SIZE>(map2, largest_of(slots, s2), s2, c2);
-    slots.store(state2, c2);
-    float new3 = 0;
-    if constexpr (OPTIMIZER == ADEMAMIX) {
-      new3 = quantize<true, SUBG_SIZE>(map1, largest_of(slots, s3), s3, c3);
-      slots.store(state1 + n, c3);
-    }
-    if (lane_id() == 0) {
-      absmax1[index] = new1, absmax2[index] = new2;
-      if constexpr (OPTIMIZER == ADEMAMIX) absmax3[index] = new3;
-    }
-  });
+  };
+  const auto code = [&](const auto& slots, auto i, float absmax, const auto& state) __attribute__((always_inline)) {
+    u32 codes[sizeof(state) / sizeof(float)];
+    if constexpr (i.value == 1)
+      quantize<false>(map2, absmax, state, codes);
+    else
+      quantize<true>(map1, absmax, state, codes);
+    slots.store(i.value == 0 ? state1 : i.value == 1 ? state2 : state1 + n, codes);
+  };
+  const auto done = [&](i64 index, const float (&absmax)[kStates]) __attribute__((always_inline)) {
+    absmax1[index] = absmax[0], absmax2[index] = absmax[1];
+    if constexpr (OPTIMIZER == ADEMAMIX) absmax3[index] = absmax[2];
+  };
+  for_blocks<kStates, TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, update, code, done);
 }
 
 template <class T, int OPTIMIZER, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE>
@@ -375,9 +410,9 @@ kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* q
   const auto map1 = map_for<GROUP_SIZE, SUBG_SIZE>(memory1.data, quantiles1);
   const Step step{beta1, beta2, 0, 0, eps, weight_decay, 0, 0, first != 0, lr, 1.0f};
 
-  for_blocks<TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](auto slots, i64 index) __attribute__((always_inline)) {
-    constexpr int N = decltype(slots)::kCount;
-    float gs[N], ps[N], s1[N];
+  const auto update = [&](const auto& slots, i64 index, auto& states) __attribute__((always_inline)) {
+    constexpr int N = sizeof(states[0]) / sizeof(float);
+    float gs[N], ps[N];
     u32 c1[N];
     slots.load(g, gs);
     slots.load(state1, c1);
@@ -385,17 +420,21 @@ kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* q
     const float old1 = absmax1[index];
 #pragma unroll
     for (int s = 0; s < N; s++) {
-      s1[s] = map1.value(c1[s]) * old1;
-      float q = ps[s], t1 = s1[s];
+      const float s1 = map1.value(c1[s]) * old1;
+      float q = ps[s], t1 = s1;
       update_1state<T, OPTIMIZER>(step, gs[s] * gnorm_scale, &gs[s], q, t1);
       const bool keep = skip_zeros && gs[s] == 0;
-      ps[s] = keep ? ps[s] : q, s1[s] = keep ? s1[s] : t1;
+      ps[s] = keep ? ps[s] : q, states[0][s] = keep ? s1 : t1;
     }
     slots.store(p, ps);
-    const float new1 = quantize<true, SUBG_SIZE>(map1, largest_of(slots, s1), s1, c1);
-    slots.store(state1, c1);
-    if (lane_id() == 0) absmax1[index] = new1;
-  });
+  };
+  const auto code = [&](const auto& slots, auto, float absmax, const auto& state) __attribute__((always_inline)) {
+    u32 codes[sizeof(state) / sizeof(float)];
+    quantize<true>(map1, absmax, state, codes);
+    slots.store(state1, codes);
+  };
+  const auto done = [&](i64 index, const float (&absmax)[1]) __attribute__((always_inline)) { absmax1[index] = absmax[0]; };
+  for_blocks<1, TILE_SIZE, NUM_PER_TH, GROUP_SIZE, SUBG_SIZE>(n, wide, update, code, done);
 }
 
 }  // namespace bnb

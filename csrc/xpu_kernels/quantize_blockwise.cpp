@@ -4,7 +4,9 @@
 // decision is that of bitsandbytes' CUDA kernels: which way ties go, blocks of zeros, NaN, denormals, the reciprocal's bits.
 // One pass: between the maximum and the coding, a block's elements stay in registers (in the first cache on a CPU).
 // 4-bit codes: on GPUs a polynomial says which threshold, held by a lane of the sub-group, is left to compare with; on a
-// CPU a binary search among these thresholds is faster. 8-bit codes: map_8bit.h, and CUDA's own search on a CPU.
+// CPU a binary search among these thresholds is faster. 8-bit codes: map_8bit.h, and on a CPU CUDA's own search, in
+// lanes_8bit.h.
+#include "lanes_8bit.h"
 #include "map_8bit.h"
 #include "reciprocal.h"
 
@@ -84,18 +86,15 @@ BNB_INLINE u32 pack_codes(float in_lane, const float (&values)[8]) {
 }
 
 // The code of x among 256 values: CUDA's search, which is of odd values first, then of the midpoints to the neighbours
-// of an even one. `value(i)` reads a value, `first(i)` one of those at 15, 31, 47 ...
-template <class First, class Value>
-BNB_INLINE u32 code_of_8bit(float x, const First& first, const Value& value) {
+// of an even one. On a CPU, whole blocks have it faster: code_in_rows.
+BNB_INLINE u32 code_of_8bit(const float* value, float x) {
   u32 pivot = 127;
 #pragma unroll
-  for (u32 step = 64; step >= 8; step /= 2) pivot = x > first(pivot) ? pivot + step : pivot - step;
-#pragma unroll
-  for (u32 step = 4; step; step /= 2) pivot = x > value(pivot) ? pivot + step : pivot - step;
-  const float middle = value(pivot);
+  for (u32 step = 64; step; step /= 2) pivot = x > value[pivot] ? pivot + step : pivot - step;
+  const float middle = value[pivot];
   const bool up = x > middle;
   const u32 neighbour = up ? pivot + 1 : pivot ? pivot - 1 : 0;
-  const float bound = (value(neighbour) + middle) * 0.5f;
+  const float bound = (value[neighbour] + middle) * 0.5f;
   return (up ? x > bound : x < bound) ? neighbour : pivot;
 }
 
@@ -155,13 +154,9 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
   constexpr int kSubGroups = GROUP_SIZE / SUBG_SIZE;
   static_assert(NUM_PER_TH == 8 || NUM_PER_TH == 2 || (NUM_PER_TH == 1 && !kPacked));
   const u32 lane = lane_id();
-  const float in_lane = DATA_TYPE == General8bit ? code[lane & 15 ? 16 * (lane & 15) - 1 : 0]
-                        : DATA_TYPE == NF4       ? (NUM_PER_TH == 8 ? kNF4Thresholds : kNF4Tree).at[lane & 15]
-                                                 : (NUM_PER_TH == 8 ? kFP4Thresholds : kFP4Tree).at[lane & 15];
-  const auto plain_8bit = [&](float x) __attribute__((always_inline)) {
-    const auto value = [&](u32 i) __attribute__((always_inline)) { return code[i]; };
-    return code_of_8bit(x, value, value);
-  };
+  [[maybe_unused]] float in_lane = 0.0f;
+  if constexpr (DATA_TYPE == NF4) in_lane = (NUM_PER_TH == 8 ? kNF4Thresholds : kNF4Tree).at[lane & 15];
+  if constexpr (DATA_TYPE == FP4) in_lane = (NUM_PER_TH == 8 ? kFP4Thresholds : kFP4Tree).at[lane & 15];
 
   if constexpr (NUM_PER_TH == 8) {
     constexpr int kSteps = 4, kChunk = GROUP_SIZE * 8 * kSteps, kSpan = SUBG_SIZE * 8, kSpans = kChunk / kSpan;
@@ -253,7 +248,7 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
           if (cells.steps >= Cells<true>::kUnordered) {  // rare: from memory again, and not in as many copies as there are elements
 #pragma unroll 1
             for (u32 i = at; i < at + 8 && chunk + i < n; i++)
-              to[i] = static_cast<u8>(plain_8bit(flushed(to_float(from[i]) * scale, least)));
+              to[i] = static_cast<u8>(code_of_8bit(code, flushed(to_float(from[i]) * scale, least)));
             continue;
           }
           u32 found[8];
@@ -276,11 +271,13 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
     static_assert(SUBG_SIZE == 16);
     constexpr int kStretch = TILE_SIZE / kSubGroups;
     const i64 begin = group_id() * TILE_SIZE + sub_group_id() * kStretch;
-    const auto walked_8bit = [&](float x) __attribute__((always_inline)) {
-      return code_of_8bit(
-          x, [&](u32 i) __attribute__((always_inline)) { return shuffle(in_lane, (i + 1) / 16); },
-          [&](u32 i) __attribute__((always_inline)) { return code[i]; });
-    };
+    Rows values{};
+    if constexpr (!kPacked) {
+      static local_memory<float[256]> memory;
+      for (u32 k = 0; k < 256; k += GROUP_SIZE) memory.data[k + local_id()] = code[sought_at(k + local_id())];
+      barrier();
+      values.at = memory.data;
+    }
     // The codes of a whole block.
     const u32 size = static_cast<u32>(blocksize);
     const auto code_block = [&](const T* from, u8* to, float scale) __attribute__((always_inline)) {
@@ -293,8 +290,8 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
           (to + (t >> 1))[lane] = static_cast<u8>(code_of_4bit<DATA_TYPE>(in_lane, flushed(x0 * scale, least)) << 4 |
                                                   code_of_4bit<DATA_TYPE>(in_lane, flushed(x1 * scale, least)));
         } else {
-          (to + t)[lane] = static_cast<u8>(walked_8bit(flushed(to_float((from + t)[lane]) * scale, least)));
-          (to + t + 16)[lane] = static_cast<u8>(walked_8bit(flushed(to_float((from + t + 16)[lane]) * scale, least)));
+          (to + t)[lane] = static_cast<u8>(code_in_rows(values, flushed(to_float((from + t)[lane]) * scale, least)));
+          (to + t + 16)[lane] = static_cast<u8>(code_in_rows(values, flushed(to_float((from + t + 16)[lane]) * scale, least)));
         }
       }
     };
@@ -343,7 +340,7 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
         } else {
           for (u32 t = 0; t < inside; t += 16) {
             const u32 i = t + lane;
-            const u32 c = walked_8bit(flushed((i < inside ? to_float(from[i]) : 0.0f) * scale, least));
+            const u32 c = code_in_rows(values, flushed((i < inside ? to_float(from[i]) : 0.0f) * scale, least));
             if (i < inside) to[i] = static_cast<u8>(c);
           }
         }
@@ -376,7 +373,7 @@ kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 bl
     m = flushed(m);
     const float scale = block_scale(m), least = least_of(scale);
     for (i64 i = member; i < size; i += team)
-      (out + begin)[i] = static_cast<u8>(plain_8bit(flushed(to_float(from[i]) * scale, least)));
+      (out + begin)[i] = static_cast<u8>(code_of_8bit(code, flushed(to_float(from[i]) * scale, least)));
     if (member == 0 && block < blocks) absmax[block] = m;
   }
 }
