@@ -24,6 +24,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -34,7 +35,7 @@ from typing import Any
 
 PARTS = ("operators", "checkpoints", "cache")
 ROUND = 60.0  # seconds of a process: after it, another one starts anew
-MEMORY = 24 << 30  # of addresses: a size that was believed is an error, and takes nothing from the machine
+MEMORY = 24 << 30  # of addresses at most: a size that was believed is an error
 HANGS_AFTER = 600
 EDGES = (
     0,
@@ -377,7 +378,10 @@ def child(part: str, device: str, seconds: float, seed: int) -> int:
 
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    # Nor more than is free: 2^31 elements that are all one take gigabytes once they lie one by one.
+    (available,) = re.findall(r"MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text())
+    memory = min(MEMORY, int(available) * 1024 * 2 // 3)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     journal = Journal()
     start = {"operators": fuzz_operators, "checkpoints": fuzz_checkpoints, "cache": fuzz_cache}[part]
