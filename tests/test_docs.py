@@ -259,7 +259,8 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("command", ["make no-such-target", "python tools/upstream_tests.py --no-such-option",
-                                     "python no.py", "python -m bitsandbytes_intel fly", "unheard-of --option"])  # fmt: skip
+                                     "python no.py", "python -m bitsandbytes_intel fly",
+                                     "unheard-of --option"])  # fmt: skip
 def test_a_wrong_command_would_be_noticed(command):
     with pytest.raises(AssertionError):
         run(shlex.split(command), ROOT)
