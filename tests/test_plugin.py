@@ -157,7 +157,7 @@ def test_operators_are_all_there(device):
     assert sorted(library) == sorted([*(operator.name for operator in ops.OPERATORS), our_own])
     assert torch._C._dispatch_has_kernel_for_dispatch_key(our_own, "CPU")
     for operator in ops.OPERATORS:
-        for where in operator.devices:
+        for where in set(operator.devices) & set(ops.present_devices()):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator.name}", where.upper())
 
 
