@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import FLOATS, check_operator, generator, on, ops, short, strided
+from helpers import FLOATS, check_operator, exactly_equal, generator, on, ops, short, strided
 
 from bitsandbytes_intel import reference
 
@@ -52,8 +52,19 @@ def test_any_size(dtype, bias_dtype, device):
         )
         exact = A.double() * (row.double().reshape(*shape[:-1], 1) * col.double() * 6.200012e-05)
         check(result, exact if bias is None else exact + bias.double(), dtype)
-        wanted = reference.int8_mm_dequant(A, row, col, dtype, bias)
-        assert result.shape == wanted.shape
+        exactly_equal(result, reference.int8_mm_dequant(A, row, col, dtype, bias))
+
+
+def test_cudas_order_of_products(device):
+    """A * row * col, each rounded, then that times 1 / 127² and the bias at once: another order differs here and there."""
+    A, row, col = operands(64, 4096, seed=1)
+    bias = torch.randn(4096, generator=generator(2)).half()
+    result = ops.int8_mm_dequant(*(t.to(device) for t in (A, row, col)), torch.float32, bias.to(device))
+    constant = torch.tensor(6.200012e-05)
+    x = A.float() * row.view(-1, 1) * col
+    exactly_equal(result, (x.double() * constant.double() + bias.double()).float())
+    other = A.float() * (row.view(-1, 1) * col * constant) + bias
+    assert (result.cpu() != other).any()
 
 
 def test_float16_is_the_default(device):

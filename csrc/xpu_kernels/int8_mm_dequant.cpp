@@ -1,5 +1,5 @@
-// The int32 product of two int8 matrices, scaled back: out = A * (rowStats * colStats / 127²) + bias + addend, rounded
-// once to T.
+// The int32 product of two int8 matrices, scaled back: out = A * rowStats * colStats / 127² + (bias + addend), each product
+// rounded to fp32 as CUDA's kernel does it, the last one fused with the sum, and the result once to T.
 #include "int8.h"
 
 namespace bnb {
@@ -41,8 +41,8 @@ kdequant_mm_int32(const i32* A, const float* rowStats, const float* colStats, T*
       if (addend) more = reinterpret_cast<const pack<T, NUM_PER_TH>*>(addend + at)[lane];
 #pragma unroll
       for (int j = 0; j < NUM_PER_TH; j++)
-        result.v[j] = from_float<T>(__builtin_fmaf(static_cast<float>(sums.v[j]), row_scale[r] * scale[j] * kMMDequant,
-                                                   offset[j] + to_float(more.v[j])));
+        result.v[j] = from_float<T>(
+            __builtin_fmaf(static_cast<float>(sums.v[j]) * row_scale[r] * scale[j], kMMDequant, offset[j] + to_float(more.v[j])));
       reinterpret_cast<pack<T, NUM_PER_TH>*>(out + at)[lane] = result;
     }
   };

@@ -64,7 +64,7 @@ _NF4_BOUNDS = (
 # Where the CUDA kernels change from one magnitude of FP4 to the next, in increasing order, and the codes between them.
 _FP4_BOUNDS = (0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333)
 _FP4_ORDER = (0, 1, 6, 7, 4, 5, 2, 3)
-_MM_DEQUANT = 1 / 127**2
+_MM_DEQUANT = torch.tensor(6.200012e-05)  # 1 / 127², as CUDA's kernel has it
 
 
 def codebook(quant_type: str) -> Tensor:
@@ -374,7 +374,9 @@ def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
 def int8_mm_dequant(
     A: Tensor, row_stats: Tensor, col_stats: Tensor, dtype: torch.dtype | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """``A * row_stats * col_stats / 127² + bias``, rounded once to ``dtype``.
+    """``A * row_stats * col_stats / 127² + bias``, in float32 and in this order, rounded to ``dtype``.
+
+    The last product and the sum are rounded together. CUDA's kernel gives the same float16.
 
     Args:
         A: ``[..., N]``, int32, of any number of rows.
@@ -389,7 +391,7 @@ def int8_mm_dequant(
     _check_one_of("A's dtype", A.dtype, (torch.int32,))
     _check_one_of("row_stats's dtype", row_stats.dtype, (torch.float32,))
     _check_one_of("col_stats's dtype", col_stats.dtype, (torch.float32,))
-    return _mm_dequant(A, row_stats, col_stats, bias).to(dtype or torch.float16).to(A.device)
+    return _mm_dequant(A, row_stats, col_stats, bias).float().to(dtype or torch.float16).to(A.device)
 
 
 def int8_scaled_mm(
@@ -785,10 +787,10 @@ def _quantize_states(state: Tensor, codes: Tensor, absmax: Tensor, qmap: Tensor,
 
 
 def _mm_dequant(A: Tensor, row_stats: Tensor, col_stats: Tensor, bias: Tensor | None) -> Tensor:
-    """The result before rounding: fp64, on the CPU."""
-    rows = _cpu(A).double().reshape(math.prod(A.shape[:-1]), A.shape[-1])
-    scale = _cpu(row_stats).double().reshape(-1, 1) * _cpu(col_stats).double().reshape(1, -1) * _MM_DEQUANT
-    out = rows * scale
+    """The result before it is rounded: CUDA's float32 products, the last of them in float64, on the CPU."""
+    rows = _cpu(A).float().reshape(math.prod(A.shape[:-1]), A.shape[-1])
+    scaled = rows * _cpu(row_stats).float().reshape(-1, 1) * _cpu(col_stats).float().reshape(1, -1)
+    out = scaled.double() * _MM_DEQUANT.double()
     if bias is not None:
         out = out + _cpu(bias).double()
     return out.reshape(A.shape)

@@ -8,9 +8,6 @@
 
 namespace bnb::cpu {
 
-// 1 / 127², as CUDA's kernel has it.
-constexpr float kMMDequant = 6.200012e-05f;
-
 struct Product {
   const int8_t *A, *B;
   int64_t m, n, k;

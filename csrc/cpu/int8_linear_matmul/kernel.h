@@ -160,8 +160,8 @@ void scale_back(const Product& p, const int32_t* sums, int64_t row, const Strip&
     const Lanes row_scale = broadcast(p.row_stats[row + r]);
 #pragma GCC unroll 8
     for (int c = 0; c < kAcross; c++) {
-      const Lanes scale = row_scale * load(s.scale + c * kLanes) * broadcast(kMMDequant);
-      x[r][c] = fused(load(sums + r * kColumns + c * kLanes), scale, load(s.bias + c * kLanes));
+      const Lanes scaled = load(sums + r * kColumns + c * kLanes) * row_scale * load(s.scale + c * kLanes);
+      x[r][c] = fused(scaled, broadcast(kMMDequant), load(s.bias + c * kLanes));
     }
   }
   for (int64_t j = 0; j < p.n_columns; j++) {

@@ -9,8 +9,8 @@ void rows_of(const MmDequant& d, int64_t first, int64_t last) {
     T* const to = static_cast<T*>(d.out) + r * d.cols;
     const Lanes row_scale = broadcast(d.row_stats[r]);
     const auto step = [&](const int32_t* sums, const float* stats, const Bias* offset, const T* more, T* out) {
-      const Lanes scale = row_scale * load(stats) * broadcast(6.200012e-05f);
-      store(out, fused(load(sums), scale, (offset ? load(offset) : broadcast(0)) + (more ? load(more) : broadcast(0))));
+      const Lanes x = load(sums) * row_scale * load(stats);
+      store(out, fused(x, broadcast(kMMDequant), (offset ? load(offset) : broadcast(0)) + (more ? load(more) : broadcast(0))));
     };
     int64_t c = 0;
     for (; c + kLanes <= d.cols; c += kLanes)
