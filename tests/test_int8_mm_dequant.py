@@ -56,7 +56,7 @@ def test_any_size(dtype, bias_dtype, device):
 
 
 def test_cudas_order_of_products(device):
-    """A * row * col, each rounded, then that times 1 / 127² and the bias at once: another order differs here and there."""
+    """A * row * col, each rounded, then that times 1 / 127² and the bias at once: others differ here and there."""
     A, row, col = operands(64, 4096, seed=1)
     bias = torch.randn(4096, generator=generator(2)).half()
     result = ops.int8_mm_dequant(*(t.to(device) for t in (A, row, col)), torch.float32, bias.to(device))
