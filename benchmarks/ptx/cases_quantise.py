@@ -172,7 +172,7 @@ class Int8(Case):
         self.moved, self.function = n * sizes[function], function
         self.count = bench.buffers_for(self.moved)
         self.sparse = template.get("SPARSE_DECOMP", 0)
-        self.height = max(64, ceil_div(rows, 128)) if function == "kColumnStats" else 32
+        self.height = max(64, ceil_div(rows, 128)) if function == "kColumnStats" else 32 if n > 2**25 else 16
         self.second = bench.fast_kernels("kColumnStats", "NUM_PER_TH", "float")[0]  # over the parts of the first
         scaled = function == "kdequant_mm_int32"
         self.sets = []

@@ -282,7 +282,7 @@ kInt8ColumnQuant(const T* A, const float* colStats, u8* out, float threshold, i6
     }
   }
   const auto run = [&](auto guarded, auto plain) __attribute__((always_inline)) {
-#pragma unroll 2
+#pragma unroll(STEPS == 1 ? 4 : 2)
     for (i64 r = 0; r < tile.rows; r++) {
       const i64 at = (tile.first_row + r) * cols + tile.first_col;
 #pragma unroll

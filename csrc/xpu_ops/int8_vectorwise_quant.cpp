@@ -131,10 +131,11 @@ void int8ColumnQuant(const T* A, uint8_t* out, float* colStats, float* scratch, 
   const size_t wide = 16 / sizeof(T);
   const bool vectorised = cols % wide == 0 && aligned(A, 16) && aligned(out, wide);
   const ColumnShape s = column_shape<T>(kind, vectorised, true);
-  constexpr int64_t kHeight = 32;
+  // A tile's reciprocals are worth many rows; a GPU wants many tiles, to have enough loads in flight.
+  const int64_t tall = kind == Kind::cpu || rows * cols > (1 << 25) ? 32 : 16;
   column_kernel<T>(kind, vectorised, true)
-      .submit(*queue, groups_of(kind, s, rows, cols, kHeight), s.group, A, static_cast<const float*>(colStats), out, rounded_away,
-              rows, cols, kHeight);
+      .submit(*queue, groups_of(kind, s, rows, cols, tall), s.group, A, static_cast<const float*>(colStats), out, rounded_away, rows,
+              cols, tall);
 }
 
 template <class T>
