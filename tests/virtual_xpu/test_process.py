@@ -82,7 +82,8 @@ print(os.waitpid(child, 0)[1], x)
 
 def test_fork_after_use_is_refused(python):
     code = """
-import os
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: of a fork beside threads
 x = torch.ones(3, device="xpu")
 child = os.fork()
 if child == 0:
