@@ -158,7 +158,7 @@ def int8(kernels: guarded.Kernels, rounds: int) -> int:
     lib.cdequant_mm_int32.argtypes = [number, *[pointer] * 5, number, pointer, long, long, *end]
     count = 0
     for dtype in FLOATS:
-        turns = itertools.cycle(itertools.product((1, 2, 3, 17, 40), guarded.PLACES, (0.0, 2.5)))
+        turns = itertools.cycle(itertools.product((1, 2, 3, 9, 17, 40), guarded.PLACES, (0.0, 2.5)))
         for cols in COLUMNS * rounds:
             rows, place, threshold = next(turns)
             note("int8", dtype, f"{rows=} {cols=} {threshold=}", place)

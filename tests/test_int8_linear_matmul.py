@@ -25,6 +25,14 @@ def test_any_batch(shape, device):
     exactly_equal(ops.int8_linear_matmul(A.to(device), B.to(device)), reference.int8_linear_matmul(A, B))
 
 
+@pytest.mark.parametrize("k", [2048, 4100, 8256])
+@pytest.mark.parametrize("m", [2, 4, 7, 8, 9, 12, 16, 33])
+def test_blocks_of_rows_and_parts_along_k(m, k, device):
+    for n in (7, 64):
+        A, B = codes(m, k), codes(n, k, seed=1)
+        exactly_equal(ops.int8_linear_matmul(A.to(device), B.to(device)), reference.int8_linear_matmul(A, B))
+
+
 def test_extremes(device):
     A, B = torch.full((3, 4096), -128, dtype=torch.int8), torch.full((5, 4096), -128, dtype=torch.int8)
     exactly_equal(ops.int8_linear_matmul(A.to(device), B.to(device)), torch.full((3, 5), 4096 * 2**14).int())

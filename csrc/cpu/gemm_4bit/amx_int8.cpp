@@ -36,12 +36,6 @@ void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_
     }
   }
 }
-void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
-  char* const out = static_cast<char*>(tile);
-  if (p.dtype == BNB_FLOAT32) return pack_as<float>(p, row, rows, height, first, last, out);
-  if (p.dtype == BNB_FLOAT16) return pack_as<half>(p, row, rows, height, first, last, out);
-  pack_as<bfloat16>(p, row, rows, height, first, last, out);
-}
 
 // Of each block [kPanel][kBlock], then the scales.
 void panel(const PanelOfB& b, void* out) {

@@ -12,6 +12,7 @@ namespace {
 #include "avx512.h"
 #include "avx512_finish.h"
 #include "avx512_panel.h"
+#include "../dot_bytes_avx512.h"
 #include "int8_activations.h"
 
 constexpr int64_t kQuads = kBlock / 4;
@@ -36,12 +37,6 @@ void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_
       for (int64_t q = 0; q < kQuads; q++) quads[q * height + r] = ordered[q];
     }
   }
-}
-void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
-  char* const out = static_cast<char*>(tile);
-  if (p.dtype == BNB_FLOAT32) return pack_as<float>(p, row, rows, height, first, last, out);
-  if (p.dtype == BNB_FLOAT16) return pack_as<half>(p, row, rows, height, first, last, out);
-  pack_as<bfloat16>(p, row, rows, height, first, last, out);
 }
 
 // Of each block [quad][kPanel][4] of unsigned bytes, then the scales.
@@ -75,7 +70,7 @@ void tile_of(const char* a, const char* b, int64_t stride, int64_t k, float* c, 
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2
-        for (int i = 0; i < PANELS; i++) sum[r][i] = _mm512_dpbusd_epi32(sum[r][i], codes[i], _mm512_set1_epi32(quads[r]));
+        for (int i = 0; i < PANELS; i++) sum[r][i] = dot_bytes(sum[r][i], codes[i], _mm512_set1_epi32(quads[r]));
     }
 #pragma GCC unroll 2
     for (int i = 0; i < PANELS; i++) {

@@ -26,6 +26,13 @@ __m512i quantized(const T* in, float& scale) {
   return _mm512_load_si512(codes);
 }
 
+// Quantises rows of A and arranges their codes: each instruction set's file has its own.
+template <class T>
+void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, char* tile);
+void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
+  with_dtype(p.dtype, [&](auto zero) { pack_as<decltype(zero)>(p, row, rows, height, first, last, static_cast<char*>(tile)); });
+}
+
 // The table of a 4-bit type, each value plus `offset`, in every 16 bytes.
 __m512i table_in_bytes(const float* code, int offset) {
   alignas(16) uint8_t bytes[16];

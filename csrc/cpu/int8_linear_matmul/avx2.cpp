@@ -20,6 +20,7 @@ struct Engine : Pairs {
     parts[0] = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
     parts[1] = _mm256_srai_epi16(x, 8);
   }
+  static BNB_INLINE void prepare_row(Words x, Words (&parts)[2]) { prepare(x, parts); }
   static BNB_INLINE Words dot(Words sums, Words b, Words a) { return _mm256_add_epi32(sums, _mm256_madd_epi16(b, a)); }
 };
 

@@ -46,7 +46,8 @@ void multiply(const Product& p, void* queue) {
   for (int64_t first_row = 0; first_row < p.m; first_row += chunk) {
     PackedRows rows{nullptr, first_row, std::min(p.m, first_row + chunk), 0, words};
     const int64_t count = rows.last - rows.first;
-    rows.height = ceil_div(count, ceil_div(count, kernels.rows));
+    const int64_t even = ceil_div(count, ceil_div(count, kernels.rows));
+    rows.height = ceil_div(even, kernels.multiple) * kernels.multiple;
     const int64_t blocks = rows.blocks();
     rows.data = static_cast<int32_t*>(thread_memory(Use::rows, blocks * rows.height * words * 4));
     check_memory(rows.data);

@@ -2,7 +2,7 @@
 //
 // The work is cut into strips, of kColumns columns of the result (rows of B) each. A strip of B is rearranged into words
 // of four neighbours along k, the words of neighbouring columns side by side, and stays in the cache while all blocks of
-// rows of A, rearranged once for all threads, pass over it.
+// rows of A, rearranged once for all threads, pass over it. Tiles, and products of few rows, take B as it is stored.
 #pragma once
 #include "../cpu.h"
 
@@ -30,7 +30,8 @@ struct PackedRows {
 };
 
 struct ProductKernels {
-  int64_t rows, columns;  // of a block, and of a strip
+  int64_t rows, multiple;  // of a block at most, and what their number is a multiple of, but for the last block
+  int64_t columns;         // of a strip
   int64_t few;            // up to so many rows of A go without rearranging B
   int64_t (*words)(const Product&);  // of 4 bytes, for a row of A
   void (*pack)(const Product&, const PackedRows&, int64_t first_block, int64_t last_block);

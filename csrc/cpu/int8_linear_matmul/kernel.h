@@ -2,18 +2,23 @@
 // in the unnamed namespace, after lanes_<isa>.h and
 //
 //   Words, kWide, kRows        a vector of so many words of 4 bytes; so many rows of A fit into the registers
-//   load_words, store_words, broadcast_word, sum_words, load_bytes, transpose (of kWide vectors)
+//   load_words, store_words, broadcast_word, load_bytes, transpose (of kWide vectors)
+//   sum_words, sum_each        of a vector; of kWide vectors, in a vector
 //
 // and used with an engine, which says how words of int8 are multiplied:
 //
 //   kParts                     vectors that a vector of B becomes
 //   kOffset                    what B is larger by once it is prepared
-//   prepare(x, parts)          a vector of B;  prepare_word: a word of A
+//   prepare(x, parts)          a vector of B;  prepare_row: a vector of A, prepare_word: a word of A
 //   dot(sums, b, a)            sums + the products of each word
-//   pack, block                where the engine has its own: see Blocks below
 
 constexpr int kVectors = 2, kColumns = kVectors * kWide;  // of a strip
+constexpr int64_t kFew = 16;                              // rows of A at most that go without rearranging B
 constexpr float kOneBy127 = 7.874015718698502e-3f;
+
+BNB_INLINE int32_t wrapping_sum(int32_t a, int32_t b) {
+  return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+}
 
 // Words of a row along k, whole vectors of them.
 BNB_INLINE int64_t padded_words(int64_t k) { return ceil_div(k, 4 * kWide) * kWide; }
@@ -131,21 +136,16 @@ void pack_strip(const Product& p, const Strip& s) {
 // Fetches the rows of B that come next into the second cache, a line at a time, between the steps of a product.
 struct Ahead {
   const char* at = nullptr;
-  int64_t rows = 0, row = 0, stride = 0, lines = 0;
+  int64_t lines = 0;
 
-  Ahead() = default;
   Ahead(const Product& p, int64_t first_strip, int64_t last_strip) {
     const int64_t first = first_strip * kColumns, last = std::min(p.n, last_strip * kColumns);
-    if (first >= last) return;
-    at = reinterpret_cast<const char*>(p.B + first * p.k);
-    rows = last - first, stride = p.k, lines = rows * ceil_div(p.k, 64);
+    if (first < last) at = reinterpret_cast<const char*>(p.B + first * p.k), lines = ceil_div((last - first) * p.k, 64);
   }
   BNB_INLINE void step() {
     if (lines <= 0) return;
     __builtin_prefetch(at, 0, 2);
-    lines--;
-    at += stride;
-    if (++row == rows) row = 0, at += 64 - rows * stride;
+    lines--, at += 64;
   }
 };
 
@@ -206,7 +206,6 @@ inline void finish(const Product& p, const int32_t* sums, int64_t row, int64_t c
 // A block: what the sums begin with [height], words [words along k][kParts][height], outliers [n_columns][height].
 template <class Engine>
 struct Blocks {
-  static constexpr int kHeight = kRows;
   // Strips that are rearranged at a time: they stay in the second cache, and so does what is fetched for the next ones.
   static constexpr int64_t kGroupBytes = 320 << 10;
 
@@ -276,17 +275,16 @@ struct Blocks {
     kTiles[height - 1](packed, s.words, steps, sums, ahead, fetch);
     return packed + height * (1 + steps);
   }
-
-  static void done() {}
 };
 
-template <class Engine, class Shape>
-bool run(const Product& p, const PackedRows& rows, int64_t first_block, int64_t last_block, int64_t first_strip, int64_t last_strip) {
+template <class Engine>
+bool run(const Product& p, const PackedRows& rows, int64_t first_block, int64_t last_block, int64_t first_strip,
+         int64_t last_strip) {
   const int64_t words_bytes = padded_words(p.k) * Engine::kParts * kColumns * 4, bytes = words_bytes + scales_bytes(p);
-  const int64_t group = std::min(last_strip - first_strip, std::max<int64_t>(1, Shape::kGroupBytes / bytes));
+  const int64_t group = std::min(last_strip - first_strip, std::max<int64_t>(1, Blocks<Engine>::kGroupBytes / bytes));
   auto* const memory = static_cast<char*>(thread_memory(Use::strips, group * bytes));
   if (!memory) return false;
-  alignas(64) int32_t sums[Shape::kHeight * kColumns];
+  alignas(64) int32_t sums[kRows * kColumns];
   for (int64_t first = first_strip; first < last_strip; first += group) {
     const int64_t last = std::min(last_strip, first + group);
     for (int64_t strip = first; strip < last; strip++)
@@ -298,44 +296,112 @@ bool run(const Product& p, const PackedRows& rows, int64_t first_block, int64_t 
       const int32_t* const packed = rows.data + block * rows.height * rows.words;
       for (int64_t strip = first; strip < last; strip++) {
         const Strip s = strip_at(p, strip, memory + (strip - first) * bytes, words_bytes);
-        const int32_t* const outliers = Shape::block(p, packed, height, s, sums, ahead, calls--);
+        const int32_t* const outliers = Blocks<Engine>::block(p, packed, height, s, sums, ahead, calls--);
         finish(p, sums, row, height, s, outliers);
       }
     }
   }
-  Shape::done();
   return true;
 }
 
 // ---- few rows --------------------------------------------------------------------------------------------------------
-constexpr int kFew = 4, kTogether = 4;  // rows of A at most; rows of B at a time
+// B goes from memory straight into the products, each word of its rows times the same words of A's rows. In blocks of A's
+// rows and parts of kChunk bytes along k, which stay in the first cache while the rows of a strip of B pass over them.
+constexpr int kFewHeight = kWide == 16 ? 8 : 4;  // rows of A at a time at most
+constexpr int kTogether = 2;                     // rows of B at a time
 
-// A row: what its sums begin with, then at 16 the words [kParts][padded words along k], then the outliers of all rows.
+template <class Engine>
+constexpr int64_t kChunk = (32 << 10) / (kFewHeight * Engine::kParts);
+
+// Blocks of rows that differ by one at most in height.
+struct FewBlocks {
+  int64_t count, height;
+  explicit FewBlocks(int64_t m) : count(ceil_div(m, kFewHeight)), height(ceil_div(m, count)) {}
+};
+
+// What the sums of each row begin with, 16 words at least. Of each part along k and each block there
+// [vectors along k][kParts][height] vectors; then the outliers of all rows.
+inline int64_t few_words_begin(const Product& p) { return ceil_div(p.m, 16) * 16; }
+
 template <class Engine>
 void pack_few(const Product& p, int32_t* packed) {
-  const int64_t words = padded_words(p.k), all = 16 + Engine::kParts * words;
-  for (int64_t r = 0; r < p.m; r++) {
-    const int8_t* const row = p.A + r * p.k;
-    int32_t* const to = packed + r * all;
-    *to = start_of<Engine>(row, p.k);
-    for (int64_t w = 0; w < words; w++) {
-      int32_t parts[Engine::kParts];
-      Engine::prepare_word(4 * w < p.k ? word_at(row, w, p.k) : 0, parts);
-      for (int part = 0; part < Engine::kParts; part++) to[16 + part * words + w] = parts[part];
+  const FewBlocks blocks(p.m);
+  int32_t* to = packed + few_words_begin(p);
+  for (int64_t r = 0; r < p.m; r++) packed[r] = 0;
+  for (int64_t from = 0; from < p.k; from += kChunk<Engine>) {
+    const int64_t until = std::min(p.k, from + kChunk<Engine>);
+    for (int64_t first = 0; first < p.m; first += blocks.height) {
+      const int64_t height = std::min(blocks.height, p.m - first), steps = ceil_div(until - from, 4 * kWide);
+      for (int64_t r = 0; r < height; r++) {
+        const int8_t* const row = p.A + (first + r) * p.k + from;
+        Words sum = broadcast_word(0);
+        for (int64_t i = 0; i < steps; i++) {
+          Words parts[Engine::kParts];
+          Engine::prepare_row(load_bytes(row + i * 4 * kWide, until - from - i * 4 * kWide), parts);
+          for (int part = 0; part < Engine::kParts; part++)
+            store_words(to + ((i * Engine::kParts + part) * height + r) * kWide, parts[part]);
+          if constexpr (Engine::kOffset != 0) sum = Engine::dot(sum, broadcast_word(0x01010101), parts[0]);
+        }
+        packed[first + r] -= Engine::kOffset * static_cast<uint32_t>(sum_words(sum));
+      }
+      to += height * steps * Engine::kParts * kWide;
     }
   }
-  pack_outliers(p, 0, p.m, packed + p.m * all);
+  pack_outliers(p, 0, p.m, to);
+}
+
+// Adds to sums[H][kColumns] of two rows of B (`second` says whether the other counts) of k bytes. What comes later is
+// fetched meanwhile, from two places on: near, for the first cache, or far, for the second.
+template <class Engine, int H, bool NEAR>
+void few_tile(const int32_t* a, const int8_t* first, const int8_t* second, int64_t k, const int8_t* fetch, const int8_t* other,
+              int32_t* sums, bool both) {
+  constexpr int kSums = H * kTogether, kVectorsOfSums = (kSums + kWide - 1) / kWide;
+  Words x[kVectorsOfSums * kWide];
+#pragma GCC unroll 32
+  for (int i = 0; i < kVectorsOfSums * kWide; i++) x[i] = broadcast_word(0);
+  const auto step = [&](Words one, Words two) __attribute__((always_inline)) {
+    Words b[kTogether][Engine::kParts];
+    Engine::prepare(one, b[0]);
+    Engine::prepare(two, b[1]);
+#pragma GCC unroll 2
+    for (int part = 0; part < Engine::kParts; part++)
+#pragma GCC unroll 8
+      for (int r = 0; r < H; r++, a += kWide) {
+        const Words word = load_words(a);
+#pragma GCC unroll 2
+        for (int c = 0; c < kTogether; c++) x[r * kTogether + c] = Engine::dot(x[r * kTogether + c], b[c][part], word);
+      }
+  };
+  int64_t at = 0;
+  for (; at + 4 * kWide <= k; at += 4 * kWide) {
+    __builtin_prefetch(fetch + at, 0, NEAR ? 3 : 2);
+    __builtin_prefetch(other + at, 0, NEAR ? 3 : 2);
+    step(load_words(first + at), load_words(second + at));
+  }
+  if (at < k) step(load_bytes(first + at, k - at), load_bytes(second + at, k - at));
+  alignas(64) int32_t all[kVectorsOfSums * kWide];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectorsOfSums; i++) {
+    Words each[kWide];
+#pragma GCC unroll 16
+    for (int j = 0; j < kWide; j++) each[j] = x[i * kWide + j];
+    store_words(all + i * kWide, sum_each(each));
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < H; r++) {
+    sums[r * kColumns] = wrapping_sum(sums[r * kColumns], all[r * kTogether]);
+    if (both) sums[r * kColumns + 1] = wrapping_sum(sums[r * kColumns + 1], all[r * kTogether + 1]);
+  }
 }
 
 // How far ahead of a row of B its memory is fetched. Rows follow each other, and so do the fetches.
-constexpr int64_t kFetchAhead = 2048;
+constexpr int64_t kFetchAhead = 4096;
 
 // sums[0] of one row of A by one row of B: along a single stream, since nothing but memory counts.
 template <class Engine>
 void one_row(const Product& p, const int32_t* packed, const int8_t* B, int32_t* sums) {
   constexpr int kChains = 4;
-  const int64_t words = padded_words(p.k);
-  const int32_t* const a = packed + 16;
+  const int32_t* const a = packed + few_words_begin(p);
   Words x[kChains];
 #pragma GCC unroll 4
   for (int i = 0; i < kChains; i++) x[i] = broadcast_word(0);
@@ -343,7 +409,8 @@ void one_row(const Product& p, const int32_t* packed, const int8_t* B, int32_t* 
     Words b[Engine::kParts];
     Engine::prepare(bytes, b);
 #pragma GCC unroll 2
-    for (int part = 0; part < Engine::kParts; part++) sum = Engine::dot(sum, b[part], load_words(a + part * words + w));
+    for (int part = 0; part < Engine::kParts; part++)
+      sum = Engine::dot(sum, b[part], load_words(a + w * Engine::kParts + part * kWide));
   };
   int64_t w = 0;
   for (; 4 * (w + kChains * kWide) <= p.k; w += kChains * kWide) {
@@ -354,65 +421,59 @@ void one_row(const Product& p, const int32_t* packed, const int8_t* B, int32_t* 
     }
   }
   for (; 4 * w < p.k; w += kWide) step(w, load_bytes(B + 4 * w, p.k - 4 * w), x[0]);
-  uint32_t sum = static_cast<uint32_t>(packed[0]);
+  auto sum = static_cast<uint32_t>(packed[0]);
   for (int i = 0; i < kChains; i++) sum += static_cast<uint32_t>(sum_words(x[i]));
   *sums = static_cast<int32_t>(sum);
 }
 
-// sums[r][0 .. count) of M rows of A, by `count` (at most kTogether) rows of B.
-template <class Engine, int M>
-void few_rows(const Product& p, const int32_t* packed, const int8_t* B, int64_t count, int32_t* sums) {
-  const int64_t words = padded_words(p.k), all = 16 + Engine::kParts * words;
-  Words x[M][kTogether];
-#pragma GCC unroll 4
-  for (int r = 0; r < M; r++)
-#pragma GCC unroll 4
-    for (int c = 0; c < kTogether; c++) x[r][c] = broadcast_word(0);
-  const auto step = [&](int64_t w, auto load) __attribute__((always_inline)) {
-    Words a[M][Engine::kParts];
-#pragma GCC unroll 4
-    for (int r = 0; r < M; r++)
-#pragma GCC unroll 2
-      for (int part = 0; part < Engine::kParts; part++) a[r][part] = load_words(packed + r * all + 16 + part * words + w);
-#pragma GCC unroll 4
-    for (int c = 0; c < kTogether; c++) {
-      Words b[Engine::kParts];
-      Engine::prepare(load(c), b);
-#pragma GCC unroll 4
-      for (int r = 0; r < M; r++)
-#pragma GCC unroll 2
-        for (int part = 0; part < Engine::kParts; part++) x[r][c] = Engine::dot(x[r][c], b[part], a[r][part]);
+template <class Engine, bool NEAR, int... H>
+constexpr auto few_tiles(std::integer_sequence<int, H...>) {
+  return std::array{&few_tile<Engine, H + 1, NEAR>...};
+}
+
+// Sums [m][kColumns] of a strip. The rows of B from `fetch` on are fetched meanwhile.
+template <class Engine>
+void few_strip(const Product& p, const int32_t* packed, const Strip& s, const int8_t* fetch, int32_t* sums) {
+  static constexpr auto kNear = few_tiles<Engine, true>(std::make_integer_sequence<int, kFewHeight>());
+  static constexpr auto kFar = few_tiles<Engine, false>(std::make_integer_sequence<int, kFewHeight>());
+  const FewBlocks blocks(p.m);
+  for (int64_t r = 0; r < p.m; r++)
+    for (int c = 0; c < kColumns; c++) sums[r * kColumns + c] = packed[r];
+  const int32_t* a = packed + few_words_begin(p);
+  for (int64_t from = 0; from < p.k; from += kChunk<Engine>) {
+    const int64_t bytes = std::min(p.k - from, kChunk<Engine>);
+    for (int64_t row = 0; row < p.m; row += blocks.height) {
+      const int64_t height = std::min(blocks.height, p.m - row);
+      for (int64_t c = 0; c < s.count; c += kTogether) {
+        const bool both = c + 1 < s.count;
+        const int8_t *const first = p.B + (s.first + c) * p.k + from, *const second = both ? first + p.k : first;
+        int32_t* const to = sums + row * kColumns + c;
+        if (blocks.count == 1) {
+          kNear[height - 1](a, first, second, bytes, first + kTogether * p.k, second + kTogether * p.k, to, both);
+        } else {  // the first two blocks share the fetches
+          const int64_t block = row / blocks.height;
+          const int8_t* const next = block < 2 ? fetch + (c + block) * p.k + from : first;
+          kFar[height - 1](a, first, second, bytes, next, next, to, both);
+        }
+      }
+      a += height * ceil_div(bytes, 4 * kWide) * Engine::kParts * kWide;
     }
-  };
-  const int8_t* row[kTogether];
-  for (int c = 0; c < kTogether; c++) row[c] = B + std::min<int64_t>(c, count - 1) * p.k;
-  int64_t w = 0;
-  for (; 4 * (w + kWide) <= p.k; w += kWide)
-    step(w, [&](int c) __attribute__((always_inline)) {
-      __builtin_prefetch(row[c] + 4 * w + 1024, 0, 3);
-      return load_words(row[c] + 4 * w);
-    });
-  if (4 * w < p.k) step(w, [&](int c) __attribute__((always_inline)) { return load_bytes(row[c] + 4 * w, p.k - 4 * w); });
-  for (int r = 0; r < M; r++)
-    for (int64_t c = 0; c < count; c++)
-      sums[r * kColumns + c] = static_cast<int32_t>(static_cast<uint32_t>(packed[r * all]) + static_cast<uint32_t>(sum_words(x[r][c])));
+  }
 }
 
 template <class Engine>
 bool run_few(const Product& p, const int32_t* packed, int64_t first_strip, int64_t last_strip) {
-  static constexpr void (*kFewRows[kFew - 1])(const Product&, const int32_t*, const int8_t*, int64_t, int32_t*) = {
-      &few_rows<Engine, 2>, &few_rows<Engine, 3>, &few_rows<Engine, 4>};
   auto* const memory = static_cast<char*>(thread_memory(Use::strips, scales_bytes(p)));
   if (!memory) return false;
   alignas(64) int32_t sums[kFew * kColumns];
-  const int32_t* const outliers = packed + p.m * (16 + Engine::kParts * padded_words(p.k));
+  const int32_t* const outliers = packed + few_words_begin(p) + p.m * Engine::kParts * padded_words(p.k);
   for (int64_t strip = first_strip; strip < last_strip; strip++) {
     const Strip s = strip_at(p, strip, memory, 0);
     if (p.m == 1) {
       for (int64_t c = 0; c < s.count; c++) one_row<Engine>(p, packed, p.B + (s.first + c) * p.k, sums + c);
     } else {
-      for (int64_t c = 0; c < s.count; c += kTogether)
-        kFewRows[p.m - 2](p, packed, p.B + (s.first + c) * p.k, std::min<int64_t>(kTogether, s.count - c), sums + c);
+      const int64_t next = strip + 1 < last_strip ? kColumns : 0;
+      few_strip<Engine>(p, packed, s, p.B + (s.first + next) * p.k, sums);
     }
     pack_scales(p, s);
     finish(p, sums, 0, p.m, s, outliers);
@@ -420,8 +481,7 @@ bool run_few(const Product& p, const int32_t* packed, int64_t first_strip, int64
   return true;
 }
 
-// An engine with its blocks, and the one for few rows.
-template <class Engine, class Shape = Blocks<Engine>, class Few = Engine>
-constexpr ProductKernels kernels_of() {
-  return {Shape::kHeight, kColumns, kFew, &words_of<Engine>, &Shape::pack, &run<Engine, Shape>, &pack_few<Few>, &run_few<Few>};
+template <class Engine>
+constexpr ProductKernels kernels_of(int64_t few = kFew) {
+  return {kRows, 1, kColumns, few, &words_of<Engine>, &Blocks<Engine>::pack, &run<Engine>, &pack_few<Engine>, &run_few<Engine>};
 }

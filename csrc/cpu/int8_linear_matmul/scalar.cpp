@@ -33,6 +33,12 @@ BNB_INLINE void transpose(Words (&x)[4]) {
   x[0] = _mm_unpacklo_epi64(a, c), x[1] = _mm_unpackhi_epi64(a, c);
   x[2] = _mm_unpacklo_epi64(b, d), x[3] = _mm_unpackhi_epi64(b, d);
 }
+// In word i the sum of x[i].
+BNB_INLINE Words sum_each(const Words (&x)[4]) {
+  Words y[4] = {x[0], x[1], x[2], x[3]};
+  transpose(y);
+  return _mm_add_epi32(_mm_add_epi32(y[0], y[1]), _mm_add_epi32(y[2], y[3]));
+}
 
 #include "kernel.h"
 
@@ -42,6 +48,7 @@ struct Engine : Pairs {
     parts[0] = _mm_srai_epi16(_mm_slli_epi16(x, 8), 8);
     parts[1] = _mm_srai_epi16(x, 8);
   }
+  static BNB_INLINE void prepare_row(Words x, Words (&parts)[2]) { prepare(x, parts); }
   static BNB_INLINE Words dot(Words sums, Words b, Words a) { return _mm_add_epi32(sums, _mm_madd_epi16(b, a)); }
 };
 

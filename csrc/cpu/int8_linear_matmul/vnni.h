@@ -3,5 +3,6 @@
 
 struct Bytes {
   static constexpr int kParts = 1, kOffset = 128;
+  static BNB_INLINE void prepare_row(Words x, Words (&parts)[1]) { parts[0] = x; }
   static BNB_INLINE void prepare_word(int32_t x, int32_t (&parts)[1]) { parts[0] = x; }
 };

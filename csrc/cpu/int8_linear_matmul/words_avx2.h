@@ -11,6 +11,12 @@ BNB_INLINE int32_t sum_words(Words x) {
   y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
 }
+// In word i the sum of x[i].
+BNB_INLINE Words sum_each(const Words (&x)[8]) {
+  const Words a = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+  const Words b = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
 // The first `bytes` (above 0) of a vector, zeros behind.
 BNB_INLINE Words load_bytes(const void* p, int64_t bytes) {
   if (bytes >= 32) return load_words(p);
