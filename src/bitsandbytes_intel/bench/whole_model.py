@@ -191,7 +191,8 @@ def build(size: Size, quant_type: str = "nf4", seed: int = 0) -> Any:
             made = torch.ones(parameter.shape, dtype=torch.bfloat16)
             if made.dim() == 2:
                 made.normal_(std=size.hidden**-0.5)
-            setattr(parent, name.rpartition(".")[2], torch.nn.Parameter(made, requires_grad=False))
+            # Trainable, as from_pretrained leaves them: of a frozen head, torch's product of the last token copies all.
+            setattr(parent, name.rpartition(".")[2], torch.nn.Parameter(made))
     model.tie_weights()
     rotary = model.model.rotary_emb  # its buffers are calculated, not loaded
     model.model.rotary_emb = type(rotary)(config)
