@@ -208,14 +208,14 @@ def int8(kernels: guarded.Kernels, rounds: int) -> int:
                 torch.testing.assert_close(back.tensor.view(rows, cols), dequantised)
                 for buffer in (out, out_stats, flags, second, col_stats, scratch, back, product):
                     assert buffer.canary_is_alive(), "bytes outside a result were written"
-            if kernels.queue is None:
-                int8_products(kernels, dtype, rows, count % 37 + 1, cols, place)
+            if kernels.queue is None or kernels.kind == "cpu":
+                int8_products(kernels, dtype, rows, count % (37 if kernels.queue is None else 149) + 1, cols, place)
             count += 5
     return count
 
 
 def int8_products(kernels: guarded.Kernels, dtype: torch.dtype, m: int, n: int, k: int, place: str) -> None:
-    """The products that CPUs have: exact, and scaled with outliers and without."""
+    """The products that CPUs, and XPUs that are one, have: exact, and scaled with outliers and without."""
     pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     end = [pointer, ctypes.c_char_p, ctypes.c_size_t]
     lib = kernels.library
@@ -224,7 +224,7 @@ def int8_products(kernels: guarded.Kernels, dtype: torch.dtype, m: int, n: int, 
     g = generator(k)
     A, B = (torch.randint(-128, 128, (rows, k), dtype=torch.int8, generator=g) for rows in (m, n))
     row, col = torch.rand(m, generator=g), torch.rand(n, generator=g)
-    columns = torch.arange(0, k, max(1, k // 5)) if (m + n + k) % 2 else torch.arange(0)
+    columns = torch.arange(0, k, max(1, k // (5 if n % 4 else 70))) if (m + n + k) % 2 else torch.arange(0)
     outliers, bias = torch.randn(m, len(columns), generator=g).to(dtype), torch.randn(n, generator=g)
     which = guarded.DTYPES[dtype]
     with guarded.arena(place) as memory:
@@ -243,6 +243,17 @@ def int8_products(kernels: guarded.Kernels, dtype: torch.dtype, m: int, n: int, 
         torch.testing.assert_close(out.tensor.view(m, n).double(), wanted, rtol=torch.finfo(dtype).eps * 2, atol=1e-3)
         for buffer in (sums, out):
             assert buffer.canary_is_alive(), "bytes outside a result were written"
+        if kernels.queue is None or not len(columns):
+            return
+        lib.cint8_outlier_product.argtypes = [number, *[pointer] * 3, long, pointer, pointer, *[long] * 3, *end]
+        product = memory.out(m * n, dtype)
+        kernels._call(
+            "cint8_outlier_product", which, memory.hold(outliers), b, memory.hold(columns), len(columns),
+            memory.hold(col), product.address, m, n, k,
+        )  # fmt: skip
+        got, wanted = product.tensor.view(m, n).double(), outliers.double() @ weight.T
+        torch.testing.assert_close(got, wanted, rtol=torch.finfo(dtype).eps * 2, atol=1e-3)
+        assert product.canary_is_alive(), "bytes outside a result were written"
 
 
 class OptimizerStep(ctypes.Structure):

@@ -40,6 +40,27 @@ def check(result, expected, dtype, slack=1.0):
     assert ((result - expected).abs() <= limit).all(), (result - expected).abs().max()
 
 
+@pytest.mark.parametrize("m", [1, 3, 8])
+def test_the_largest_sums_are_exact(m, device):
+    """Few rows are multiplied as floats by some kernels, which hold sums of so many products of -128 and no more."""
+    for k in (16 * 1024, 40_000):
+        A, B = (torch.full((rows, k), -128, dtype=torch.int8) for rows in (m, 5))
+        A[:, -3:] = 127
+        result = ops.int8_linear_matmul(A.to(device), B.to(device)).cpu()
+        assert torch.equal(result, reference.int8_linear_matmul(A, B))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+def test_many_outlier_columns(dtype, device):
+    A, CA, CB, SCA, SCB, _, bias = mixed_operands(130, 200, 300, dtype, 3.0)
+    for columns in (torch.arange(0, 300, 4), torch.arange(1)):
+        arguments = (A, CA, CB, SCA, SCB, columns, bias)
+        result, outliers = ops.int8_mixed_scaled_mm(*(a.to(device) for a in arguments))
+        expected, wanted = reference.int8_mixed_scaled_mm(*arguments)
+        check(result, expected, dtype, slack=16 if dtype == torch.float32 else 2)  # a float32 sum of 75 products
+        assert torch.equal(outliers.cpu(), wanted)
+
+
 @pytest.mark.parametrize("dtype", [None, *FLOATS], ids=short)
 @pytest.mark.parametrize("bias", [False, True])
 def test_scaled(bias, dtype, device):

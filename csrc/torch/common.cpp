@@ -283,14 +283,16 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
     take(backend.dequant_mm_int32, "cdequant_mm_int32");
     if (std::string(device) == "cpu") {
       take(backend.gemm_4bit_transposed, "cgemm_4bit_transposed");
-      take(backend.int8_linear_matmul, "cint8_linear_matmul");
-      take(backend.int8_scaled_mm, "cint8_scaled_mm");
     }
+    take(backend.int8_few_rows, "cint8_few_rows");
+    take(backend.int8_linear_matmul, "cint8_linear_matmul");
+    take(backend.int8_scaled_mm, "cint8_scaled_mm");
     take(backend.optimizer32bit, "coptimizer32bit");
     take(backend.optimizer_static_8bit_blockwise, "coptimizer_static_8bit_blockwise");
     take(backend.is_shared, "cis_shared");
     take(backend.dequantize_blockwise, "cdequantize_blockwise");
     if (std::string(device) == "xpu") {
+      take(backend.int8_outlier_product, "cint8_outlier_product");
       take(backend.wait, "bnb_xpu_wait");
       // From now on, and not from the first call: bitsandbytes' own import has put tables on the device.
       [[maybe_unused]] static const int once = pthread_atfork(nullptr, nullptr, [] { bnb::xpu_is_lost = true; });

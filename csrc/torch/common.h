@@ -97,8 +97,10 @@ struct Backend {
   decltype(&cint8_column_quant) int8_column_quant;
   decltype(&cint8_vector_dequant) int8_vector_dequant;
   decltype(&cdequant_mm_int32) dequant_mm_int32;
-  decltype(&cint8_linear_matmul) int8_linear_matmul;  // null where torch's own product is the best
-  decltype(&cint8_scaled_mm) int8_scaled_mm;          // as the one before
+  decltype(&cint8_few_rows) int8_few_rows;
+  decltype(&cint8_linear_matmul) int8_linear_matmul;
+  decltype(&cint8_scaled_mm) int8_scaled_mm;
+  decltype(&cint8_outlier_product) int8_outlier_product;  // null on a CPU
   decltype(&coptimizer32bit) optimizer32bit;
   decltype(&coptimizer_static_8bit_blockwise) optimizer_static_8bit_blockwise;
   decltype(&cis_shared) is_shared;
@@ -115,12 +117,6 @@ extern void* sycl_on_cpu;
 class Call {
  public:
   Call(const char* op, const Tensor& A);
-  // Whether the backend has it, for what is not everywhere.
-  template <class Function>
-  bool has(Function Backend::* function) const {
-    return backend_.*function;
-  }
-
   // backend.function(arguments but for the queue…), for what cannot fail
   template <class Function, class... Args>
   int64_t ask(Function Backend::* function, Args... args) const {

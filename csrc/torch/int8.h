@@ -15,6 +15,9 @@ Rows rows_of(const char* op, const char* argument, const Tensor& A, bool may_be_
 Shape check_int8_product(const char* op, const char* name_A, const Tensor& A, const char* name_B, const Tensor& B);
 Tensor int8_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape);
 
+// Whether a product of so many rows is for a kernel of ours, and not for torch's.
+inline bool is_ours(const Call& call, int64_t rows) { return rows <= call.ask(&Backend::int8_few_rows); }
+
 // The arguments of int8_mm_dequant but for A.
 struct Dequant {
   Tensor row_stats, col_stats;

@@ -1,5 +1,5 @@
-// int8_linear_matmul and its .out variant: on CPUs a kernel of ours, on GPUs torch's own int8 matrix product (oneDNN), which
-// is the best there is.
+// int8_linear_matmul and its .out variant: on CPUs, and for few rows on XPUs that are one, a kernel of ours; on GPUs torch's
+// own int8 matrix product (oneDNN), which is the best there is.
 #include "int8.h"
 
 namespace bnb {
@@ -22,6 +22,7 @@ static Tensor outer(const Tensor& A, const Tensor& B) {
 
 // Into `out`, contiguous, of A's sizes but for the last.
 static void multiply(const Call& call, const Tensor& A, const Tensor& B, const Tensor& out) {
+  if (out.numel() == 0) return;
   const Tensor a = dense(A), b = dense(B);
   const int64_t n = B.size(0);
   call(&Backend::int8_linear_matmul, static_cast<const int8_t*>(a.data_ptr()), static_cast<const int8_t*>(b.data_ptr()),
@@ -30,7 +31,7 @@ static void multiply(const Call& call, const Tensor& A, const Tensor& B, const T
 
 Tensor int8_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape) {
   const int64_t k = B.size(1);
-  if (const Call call(op, A); call.has(&Backend::int8_linear_matmul)) {
+  if (const Call call(op, A); is_ours(call, rows_of(op, "A", A, true).rows)) {
     Tensor out = empty(shape, ScalarType::Int, A);
     multiply(call, A, B, out);
     return out;
@@ -39,7 +40,7 @@ Tensor int8_product(const char* op, const Tensor& A, const Tensor& B, const Shap
     Tensor zeros = empty(shape, ScalarType::Int, A);
     return torch::stable::zero_(zeros);
   }
-  const Tensor flat = torch::stable::reshape(dense(A), Shape{A.numel() / k, k});
+  const Tensor a = dense(A), flat = A.dim() == 2 ? a : torch::stable::reshape(a, Shape{A.numel() / k, k});
   const Tensor out = k == 1 ? outer(flat, B) : aten("aten::_int_mm", "", flat, torch::stable::transpose(dense(B), 0, 1));
   return A.dim() == 2 ? out : torch::stable::reshape(out, shape);
 }
@@ -59,7 +60,7 @@ void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
   check_shape(op, "out", out, shape);
   const int64_t k = B.size(1);
   if (out.numel() == 0) return;
-  if (const Call call(op, A); call.has(&Backend::int8_linear_matmul)) {
+  if (const Call call(op, A); is_ours(call, rows_of(op, "A", A, true).rows)) {
     fill(out, [&](const Tensor& o) { multiply(call, A, B, o); });
     return;
   }

@@ -65,7 +65,7 @@ Tensor fused_product(const Call& call, const Tensor& A, const Tensor& B, const S
 // The product in int32, then one pass that scales it.
 Tensor scaled_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape, const Dequant& d,
                       const std::optional<Tensor>& addend = std::nullopt) {
-  if (const Call call(op, A); !addend && call.has(&Backend::int8_scaled_mm)) return fused_product(call, A, B, shape, d);
+  if (const Call call(op, A); !addend && is_ours(call, rows_of(op, "A", A, true).rows)) return fused_product(call, A, B, shape, d);
   const Tensor product = dense(int8_product(op, A, B, shape));
   Tensor out = empty(shape, d.dtype, A);
   run_dequant(op, product, rows_of(op, "A", product, true), d, out, addend);
@@ -102,10 +102,17 @@ std::tuple<Tensor, std::optional<Tensor>> int8_mixed_scaled_mm(Tensor A, Tensor 
   }
   if (!sparse) return {scaled_product(op, CA, CB, shape, d), empty(Shape{0}, A.scalar_type(), A)};
   // The outlier columns in full precision, of the activation and of the weight scaled back; the bias goes with them.
-  const Tensor flat = torch::stable::reshape(A, Shape{size.rows, k});
+  const Tensor flat = A.dim() == 2 ? A : torch::stable::reshape(A, Shape{size.rows, k});
   const Tensor outliers = aten("aten::index_select", "", flat, int64_t{1}, *outlier_cols);
-  if (const Call call(op, A); call.has(&Backend::int8_scaled_mm))
-    return {fused_product(call, CA, CB, shape, d, dense(outliers), dense(*outlier_cols)), outliers};
+  const Call call(op, A);
+  if (is_ours(call, size.rows)) return {fused_product(call, CA, CB, shape, d, dense(outliers), dense(*outlier_cols)), outliers};
+  if (is_ours(call, 1)) {
+    const Tensor x = dense(outliers), columns = dense(*outlier_cols), weight = dense(CB), addend = empty(shape, A.scalar_type(), A);
+    call(&Backend::int8_outlier_product, static_cast<int>(dtype_of(A.scalar_type())), static_cast<const void*>(x.data_ptr()),
+         static_cast<const int8_t*>(weight.data_ptr()), static_cast<const int64_t*>(columns.data_ptr()), columns.numel(),
+         static_cast<const float*>(d.col_stats.data_ptr()), addend.data_ptr(), size.rows, size.cols, k);
+    return {scaled_product(op, CA, CB, shape, d, addend), outliers};
+  }
   const Tensor codes = aten("aten::index_select", "", CB, int64_t{1}, *outlier_cols);
   const Tensor weight = int8_dequantized(op, codes, {size.cols, outlier_cols->numel()}, d.col_stats, A.scalar_type());
   if (d.bias && d.bias->scalar_type() != A.scalar_type()) d.bias = torch::stable::to(*d.bias, std::optional(A.scalar_type()));

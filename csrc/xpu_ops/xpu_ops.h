@@ -80,15 +80,23 @@ BNB_EXPORT int cdequant_mm_int32(int dtype, const int32_t* A, const float* row_s
                                  const void* bias, int bias_dtype, const void* addend, int64_t rows, int64_t cols, void* queue,
                                  char* message, size_t message_size);
 
-// CPU alone: out[m, n] = A[m, k] B[n, k]^T, exact.
+// Up to so many rows m are for the two functions that follow, more for torch's own product; 0 where none are.
+BNB_EXPORT int64_t cint8_few_rows(void* queue);
+
+// out[m, n] = A[m, k] B[n, k]^T, exact.
 BNB_EXPORT int cint8_linear_matmul(const int8_t* A, const int8_t* B, int32_t* out, int64_t m, int64_t n, int64_t k, void* queue,
                                    char* message, size_t message_size);
 
-// CPU alone: cdequant_mm_int32 of that product, its addend outliers[m, n_columns] times B's columns of these numbers scaled
+// cdequant_mm_int32 of that product, its addend outliers[m, n_columns] times B's columns of these numbers scaled
 // back to dtype (cint8_vector_dequant). `dtype` is out's and outliers'; bias may be null, and the last two if n_columns is 0.
 BNB_EXPORT int cint8_scaled_mm(int dtype, const int8_t* A, const int8_t* B, const float* row_stats, const float* col_stats, void* out,
                                const void* bias, int bias_dtype, const void* outliers, const int64_t* columns, int64_t n_columns,
                                int64_t m, int64_t n, int64_t k, void* queue, char* message, size_t message_size);
+
+// For XPUs of which cint8_few_rows is not 0: that addend alone, out[m, n], of `dtype` like the outliers.
+BNB_EXPORT int cint8_outlier_product(int dtype, const void* outliers, const int8_t* B, const int64_t* columns, int64_t n_columns,
+                                     const float* col_stats, void* out, int64_t m, int64_t n, int64_t k, void* queue,
+                                     char* message, size_t message_size);
 
 // LAMB is ADAM and LARS is MOMENTUM, with max_unorm.
 enum BnbOptimizer { BNB_ADAM = 0, BNB_MOMENTUM = 1, BNB_RMSPROP = 2, BNB_ADAGRAD = 4, BNB_LION = 5, BNB_ADEMAMIX = 6 };

@@ -1,6 +1,7 @@
 #include "int8_linear_matmul.h"
 
 #include <cstdlib>
+#include <limits>
 #include <memory>
 
 namespace bnb::cpu {
@@ -85,6 +86,8 @@ void* thread_memory(Use use, int64_t bytes) {
 }
 
 }  // namespace bnb::cpu
+
+int64_t cint8_few_rows(void*) { return std::numeric_limits<int64_t>::max(); }
 
 int cint8_linear_matmul(const int8_t* A, const int8_t* B, int32_t* out, int64_t m, int64_t n, int64_t k, void* queue, char* message,
                         size_t message_size) {
