@@ -3,7 +3,7 @@
 import bitsandbytes as bnb
 import pytest
 import torch
-from helpers import FLOATS, check_operator, generator, on, ops, short, strided
+from helpers import FLOATS, check_operator, exactly_equal, generator, on, ops, short, strided
 
 from bitsandbytes_intel import reference
 
@@ -70,7 +70,8 @@ def test_scaled(bias, dtype, device):
         result = ops.int8_scaled_mm(
             *(t.to(device) for t in (A, B, row, col)), **{k: v.to(device) for k, v in more.items()}, dtype=dtype
         )
-        check(result, reference.int8_scaled_mm(A, B, row, col, **more, dtype=torch.float32), dtype or torch.float16)
+        # To the bit: the sums are whole numbers, and what follows is int8_mm_dequant.
+        exactly_equal(result, reference.int8_scaled_mm(A, B, row, col, **more, dtype=dtype))
 
 
 def test_batch(device):

@@ -117,6 +117,9 @@ extern void* sycl_on_cpu;
 class Call {
  public:
   Call(const char* op, const Tensor& A);
+  // Whether the kernels are those of the CPU library.
+  bool is_of_cpu_library() const { return !backend_.wait; }
+
   // backend.function(arguments but for the queue…), for what cannot fail
   template <class Function, class... Args>
   int64_t ask(Function Backend::* function, Args... args) const {

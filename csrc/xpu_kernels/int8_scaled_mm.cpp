@@ -90,7 +90,7 @@ kInt8ScaledMM(const signed char* A, const signed char* B, const float* rowStats,
       if constexpr (__is_same(T, i32)) {
         out[m * N + n] = mine;
       } else {
-        float x = __builtin_fmaf(static_cast<float>(mine), rowStats[m] * colStats[n] * kMMDequant, bias_at(bias, bias_type, n));
+        float x = __builtin_fmaf(static_cast<float>(mine) * rowStats[m] * colStats[n], kMMDequant, bias_at(bias, bias_type, n));
         for (i64 j = 0; j < C; j++)
           x = __builtin_fmaf(to_float(outliers[m * C + j]), weight_at<T>(B, colStats, n, columns[j], K), x);
         out[m * N + n] = from_float<T>(x);
