@@ -300,7 +300,8 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
   });
 }
 
-// Registers `name` (with its overload; of the namespace bitsandbytes, if it has none) for a dispatch key; a second time does nothing.
+// Registers `name` (with its overload; of the namespace bitsandbytes, if it has none) for a dispatch key; a second time does
+// nothing.
 BNB_EXPORT int bnb_torch_register(const char* key, const char* name, char* message, size_t size) {
   return guarded(message, size, [&] {
     auto& slot = registered()[std::string(key) + "/" + name];

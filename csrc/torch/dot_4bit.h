@@ -47,7 +47,8 @@ struct Nested {
 
 // The three are given together, or none of them; what is returned is dense, and its offset is float32.
 inline Nested check_statistics(const char* op, const Tensor& A, const Tensor& absmax, const std::optional<Tensor>& absmax_8bit,
-                               const std::optional<Tensor>& absmax_code, const std::optional<Tensor>& absmax_offset, int64_t blocks) {
+                               const std::optional<Tensor>& absmax_code, const std::optional<Tensor>& absmax_offset,
+                               int64_t blocks) {
   if (!absmax_8bit) {
     if (absmax_code || absmax_offset)
       fail(op, ": absmax_8bit must be given with ", absmax_code ? "absmax_code" : "absmax_offset", ", got None");
@@ -67,9 +68,8 @@ inline Nested check_statistics(const char* op, const Tensor& A, const Tensor& ab
   check_device(op, "absmax_offset", *absmax_offset, A);
   if (absmax_offset->numel() != 1) fail(op, ": absmax_offset must have one element, got ", absmax_offset->numel());
   return {dense(*absmax_8bit), dense(*absmax_code),
-          absmax_offset->scalar_type() == ScalarType::Float
-              ? *absmax_offset
-              : torch::stable::to(*absmax_offset, std::optional(ScalarType::Float))};
+          absmax_offset->scalar_type() == ScalarType::Float ? *absmax_offset
+                                                            : torch::stable::to(*absmax_offset, std::optional(ScalarType::Float))};
 }
 
 }  // namespace bnb

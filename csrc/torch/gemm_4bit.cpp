@@ -75,8 +75,8 @@ Tensor gemm_4bit(Tensor A, Tensor B, Shape shapeB, Tensor absmax, int64_t blocks
   const BnbStatistics statistics = nested.with(scales);
   const auto run = [&](auto function, auto... scratch) {
     call(function, dtype_of(A.scalar_type()), p.m, p.n, p.k, static_cast<const void*>(x.data_ptr()),
-         static_cast<const uint8_t*>(codes.data_ptr()), &statistics, static_cast<const float*>(nullptr), data_type,
-         out.data_ptr(), p.k, p.k, p.n, blocksize, static_cast<const void*>(bias ? bias->data_ptr() : nullptr), scratch...);
+         static_cast<const uint8_t*>(codes.data_ptr()), &statistics, static_cast<const float*>(nullptr), data_type, out.data_ptr(),
+         p.k, p.k, p.n, blocksize, static_cast<const void*>(bias ? bias->data_ptr() : nullptr), scratch...);
   };
   if (p.m == 1) {
     run(&Backend::gemv_4bit_inference);

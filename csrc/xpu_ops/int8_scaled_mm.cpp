@@ -21,24 +21,28 @@ void expect_cpu(const sycl::queue& queue) {
 
 template <class T>
 const Kernel& kernel(bool one_row) {
-  static const KernelTable table([](Kind k, int one) {
-    if (k != Kind::cpu) return KernelName{};
-    const bool exact = std::is_same_v<T, int32_t>;
-    const Shape s = shape_of(one);
-    return KernelName{exact ? std::string("int8_linear_matmul") : std::string("int8_scaled_mm/") + short_name<T>,
-                      instantiation("bnb::kInt8ScaledMM", exact ? "bnb::i32" : type_name<T>, s.group_rows, s.rows, s.tile_m, s.steps,
-                                    sub_group_size(k))};
-  }, "int8_scaled_mm", 2);
+  static const KernelTable table(
+      [](Kind k, int one) {
+        if (k != Kind::cpu) return KernelName{};
+        const bool exact = std::is_same_v<T, int32_t>;
+        const Shape s = shape_of(one);
+        return KernelName{exact ? std::string("int8_linear_matmul") : std::string("int8_scaled_mm/") + short_name<T>,
+                          instantiation("bnb::kInt8ScaledMM", exact ? "bnb::i32" : type_name<T>, s.group_rows, s.rows, s.tile_m,
+                                        s.steps, sub_group_size(k))};
+      },
+      "int8_scaled_mm", 2);
   return table.at(Kind::cpu, one_row);
 }
 
 template <class T>
 const Kernel& outlier_kernel() {
-  static const KernelTable table([](Kind k, int) {
-    if (k != Kind::cpu) return KernelName{};
-    return KernelName{std::string("int8_outlier_product/") + short_name<T>,
-                      instantiation("bnb::kInt8OutlierProduct", type_name<T>, kOutlierTile, kOutlierChunk, sub_group_size(k))};
-  }, "int8_scaled_mm", 1);
+  static const KernelTable table(
+      [](Kind k, int) {
+        if (k != Kind::cpu) return KernelName{};
+        return KernelName{std::string("int8_outlier_product/") + short_name<T>,
+                          instantiation("bnb::kInt8OutlierProduct", type_name<T>, kOutlierTile, kOutlierChunk, sub_group_size(k))};
+      },
+      "int8_scaled_mm", 1);
   return table.at(Kind::cpu, 0);
 }
 
@@ -52,8 +56,8 @@ void int8ScaledMM(const int8_t* A, const int8_t* B, const float* rowStats, const
   expect_cpu(*queue);
   if (m <= 0 || n <= 0) return;
   const int64_t group_rows = shape_of(m == 1).group_rows;
-  kernel<T>(m == 1).submit(*queue, (n + group_rows - 1) / group_rows, sub_group_size(Kind::cpu), A, B, rowStats, colStats, out, bias,
-                           static_cast<int32_t>(bias ? bias_dtype : -1), outliers, columns, n_columns, m, n, k);
+  kernel<T>(m == 1).submit(*queue, (n + group_rows - 1) / group_rows, sub_group_size(Kind::cpu), A, B, rowStats, colStats, out,
+                           bias, static_cast<int32_t>(bias ? bias_dtype : -1), outliers, columns, n_columns, m, n, k);
 }
 
 // out[m, n] = outliers[m, n_columns] times columns of B, scaled back. Asynchronous.
@@ -71,8 +75,8 @@ static void register_kernels() {
   kernel<T>(false);
   outlier_kernel<T>();
 }
-static const bool registered = (kernel<int32_t>(false), register_kernels<half>(), register_kernels<bfloat16>(),
-                                register_kernels<float>(), true);
+static const bool registered =
+    (kernel<int32_t>(false), register_kernels<half>(), register_kernels<bfloat16>(), register_kernels<float>(), true);
 
 }  // namespace bnb
 
@@ -92,8 +96,8 @@ int cint8_scaled_mm(int dtype, const int8_t* A, const int8_t* B, const float* ro
   return bnb::guarded(message, message_size, [&] {
     bnb::with_dtype(dtype, [&](auto zero) {
       using T = decltype(zero);
-      bnb::int8ScaledMM(A, B, row_stats, col_stats, static_cast<T*>(out), bias, bias_dtype, static_cast<const T*>(outliers), columns,
-                        n_columns, m, n, k, static_cast<sycl::queue*>(queue));
+      bnb::int8ScaledMM(A, B, row_stats, col_stats, static_cast<T*>(out), bias, bias_dtype, static_cast<const T*>(outliers),
+                        columns, n_columns, m, n, k, static_cast<sycl::queue*>(queue));
     });
   });
 }

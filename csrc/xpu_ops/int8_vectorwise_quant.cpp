@@ -134,8 +134,8 @@ void int8ColumnQuant(const T* A, uint8_t* out, float* colStats, float* scratch, 
   // A tile's reciprocals are worth many rows; a GPU wants many tiles, to have enough loads in flight.
   const int64_t tall = kind == Kind::cpu || rows * cols > (1 << 25) ? 32 : 16;
   column_kernel<T>(kind, vectorised, true)
-      .submit(*queue, groups_of(kind, s, rows, cols, tall), s.group, A, static_cast<const float*>(colStats), out, rounded_away, rows,
-              cols, tall);
+      .submit(*queue, groups_of(kind, s, rows, cols, tall), s.group, A, static_cast<const float*>(colStats), out, rounded_away,
+              rows, cols, tall);
 }
 
 template <class T>

@@ -95,8 +95,8 @@ BNB_EXPORT int cint8_scaled_mm(int dtype, const int8_t* A, const int8_t* B, cons
 
 // For XPUs of which cint8_few_rows is not 0: that addend alone, out[m, n], of `dtype` like the outliers.
 BNB_EXPORT int cint8_outlier_product(int dtype, const void* outliers, const int8_t* B, const int64_t* columns, int64_t n_columns,
-                                     const float* col_stats, void* out, int64_t m, int64_t n, int64_t k, void* queue,
-                                     char* message, size_t message_size);
+                                     const float* col_stats, void* out, int64_t m, int64_t n, int64_t k, void* queue, char* message,
+                                     size_t message_size);
 
 // LAMB is ADAM and LARS is MOMENTUM, with max_unorm.
 enum BnbOptimizer { BNB_ADAM = 0, BNB_MOMENTUM = 1, BNB_RMSPROP = 2, BNB_ADAGRAD = 4, BNB_LION = 5, BNB_ADEMAMIX = 6 };
