@@ -128,9 +128,6 @@ int guarded(char* message, size_t message_size, Body&& body) noexcept {
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 constexpr int64_t size_of(int dtype) { return dtype == BNB_FLOAT32 ? 4 : 2; }
 
-// 1 / 127², as CUDA's kernel has it.
-constexpr float kMMDequant = 6.200012e-05f;
-
 // The table of a 4-bit data type.
 inline const float* table_of(int data_type) { return data_type == BNB_FP4 ? kFP4 : kNF4; }
 

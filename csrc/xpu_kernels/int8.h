@@ -1,5 +1,6 @@
 // What the int8 kernels share: rounding to int8, the reciprocal that decides CUDA's codes, and how a matrix is tiled.
 #pragma once
+#include "../int8_scales.h"
 #include "reciprocal.h"
 
 namespace bnb {
@@ -30,6 +31,17 @@ BNB_INLINE u8 nearest_int8(float x) {
 BNB_INLINE float divide(float a, float b, float reciprocal) {
   const float quotient = a * reciprocal;
   return __builtin_fmaf(__builtin_fmaf(-quotient, b, a), reciprocal, quotient);
+}
+
+// What a bias (a value a column) holds; NoBias where it is null.
+enum BiasType { NoBias = -1, Float16 = 0, BFloat16 = 1, Float32 = 2 };
+
+// bias[first + i]: `first` is the same in all lanes.
+BNB_INLINE float bias_at(const void* bias, i32 type, i64 first, u32 i) {
+  if (type == Float16) return to_float((static_cast<const half*>(bias) + first)[i]);
+  if (type == BFloat16) return to_float((static_cast<const bfloat16*>(bias) + first)[i]);
+  if (type == Float32) return (static_cast<const float*>(bias) + first)[i];
+  return 0.0f;
 }
 
 // A matrix cut into tiles, each a sub-group's: ROWS rows high, STEPS * SUBG_SIZE * NUM_PER_TH columns wide. A lane

@@ -4,11 +4,6 @@
 
 namespace bnb {
 
-enum BiasType { NoBias = -1, Float16 = 0, BFloat16 = 1, Float32 = 2 };
-
-// 1 / 127², as CUDA's kernel has it.
-constexpr float kMMDequant = 6.200012e-05f;
-
 // The bias (a value a column) has bias_type, or is null; the addend (a matrix) may be null. Tiles of HEIGHT rows, as in int8.h; with NUM_PER_TH > 1, A, addend and out are aligned
 // to what a lane moves.
 template <class T, int NUM_PER_TH, int STEPS, int HEIGHT, int GROUP_SIZE, int SUBG_SIZE>
@@ -24,13 +19,11 @@ kdequant_mm_int32(const i32* A, const float* rowStats, const float* colStats, T*
   for (int r = 0; r < HEIGHT; r++) row_scale[r] = rowStats[tile.first_row + (r < tile.rows ? r : 0)];
 
   const auto step = [&](i64 col, i64 rows_here, auto full) __attribute__((always_inline)) {
-    float scale[NUM_PER_TH], offset[NUM_PER_TH] = {};
+    float scale[NUM_PER_TH], offset[NUM_PER_TH];
 #pragma unroll
     for (int j = 0; j < NUM_PER_TH; j++) {
       scale[j] = (colStats + col)[lane * NUM_PER_TH + j];
-      if (bias_type == Float16) offset[j] = to_float((static_cast<const half*>(bias) + col)[lane * NUM_PER_TH + j]);
-      if (bias_type == BFloat16) offset[j] = to_float((static_cast<const bfloat16*>(bias) + col)[lane * NUM_PER_TH + j]);
-      if (bias_type == Float32) offset[j] = (static_cast<const float*>(bias) + col)[lane * NUM_PER_TH + j];
+      offset[j] = bias_at(bias, bias_type, col, lane * NUM_PER_TH + j);
     }
 #pragma unroll
     for (int r = 0; r < HEIGHT; r++) {

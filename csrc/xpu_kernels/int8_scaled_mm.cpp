@@ -7,18 +7,6 @@
 
 namespace bnb {
 
-enum BiasType { NoBias = -1, Float16 = 0, BFloat16 = 1, Float32 = 2 };
-
-// 1 / 127² and 1 / 127, as CUDA's kernels have them.
-constexpr float kMMDequant = 6.200012e-05f, kOneBy127 = 7.874015718698502e-3f;
-
-BNB_INLINE float bias_at(const void* bias, i32 type, i64 at) {
-  return type == Float16    ? to_float(static_cast<const half*>(bias)[at])
-         : type == BFloat16 ? to_float(static_cast<const bfloat16*>(bias)[at])
-         : type == Float32  ? static_cast<const float*>(bias)[at]
-                            : 0.0f;
-}
-
 // B[row, column] scaled back, rounded to T.
 template <class T>
 BNB_INLINE float weight_at(const signed char* B, const float* colStats, i64 row, i64 column, i64 K) {
@@ -90,7 +78,8 @@ kInt8ScaledMM(const signed char* A, const signed char* B, const float* rowStats,
       if constexpr (__is_same(T, i32)) {
         out[m * N + n] = mine;
       } else {
-        float x = __builtin_fmaf(static_cast<float>(mine) * rowStats[m] * colStats[n], kMMDequant, bias_at(bias, bias_type, n));
+        float x = __builtin_fmaf(static_cast<float>(mine) * rowStats[m] * colStats[n], kMMDequant,
+                                 bias_at(bias, bias_type, row0, lane % ROWS));
         for (i64 j = 0; j < C; j++)
           x = __builtin_fmaf(to_float(outliers[m * C + j]), weight_at<T>(B, colStats, n, columns[j], K), x);
         out[m * N + n] = from_float<T>(x);

@@ -3,7 +3,6 @@
 
 namespace bnb {
 
-constexpr float kOneBy127 = 7.874015718698502e-3f;
 
 // stats of row r is stats[r * stride]: a stride of 0 is one value for all rows. Tiles of HEIGHT rows, as in int8.h; with
 // NUM_PER_TH > 1, A and out are aligned to what a lane moves.

@@ -7,7 +7,9 @@ namespace bnb::cpu {
 namespace {
 #include "avx512.h"
 #include "avx512_columns.h"
+#include "../transpose_avx512.h"
 #include "avx512_panel.h"
+#include "../tiles_amx.h"
 #include "amx.h"
 #include "bfloat16.h"
 

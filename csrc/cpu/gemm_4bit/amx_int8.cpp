@@ -10,7 +10,9 @@ BNB_AMX_BEGIN
 namespace bnb::cpu {
 namespace {
 #include "avx512.h"
+#include "../transpose_avx512.h"
 #include "avx512_panel.h"
+#include "../tiles_amx.h"
 #include "amx.h"
 #include "int8_activations.h"
 

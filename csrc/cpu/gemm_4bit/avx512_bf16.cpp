@@ -8,6 +8,7 @@ namespace {
 #include "avx512.h"
 #include "avx512_columns.h"
 #include "avx512_finish.h"
+#include "../transpose_avx512.h"
 #include "avx512_panel.h"
 #include "bfloat16.h"
 

@@ -11,6 +11,7 @@ namespace bnb::cpu {
 namespace {
 #include "avx512.h"
 #include "avx512_finish.h"
+#include "../transpose_avx512.h"
 #include "avx512_panel.h"
 #include "../dot_bytes_avx512.h"
 #include "int8_activations.h"

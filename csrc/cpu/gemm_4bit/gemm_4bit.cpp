@@ -37,6 +37,10 @@ constexpr int64_t kPackStep = 512;
 // Elements of K in a panel, and the most blocks that they can be.
 constexpr int64_t kPart = 512, kMostGranules = kPart / 32;
 
+float code_at(const Product& p, int64_t at) { return p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15]; }
+
+const Gemm& kernel_for(int dtype) { return (dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(); }
+
 // The panel's rows whose parts begin anywhere: odd K, or K that is no multiple of 8.
 void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t first, int64_t k, float* panel) {
   for (int64_t r = 0; r < kPanel; r++) {
@@ -45,7 +49,7 @@ void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t firs
     for (int64_t i = 0; i < k; i++) {
       const int64_t at = begin + i;
       if (i == 0 || (at & (p.blocksize - 1)) == 0) scales_of(p.statistics, at >> p.shift, 1, &scale);
-      panel[i * kPanel + r] = p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15] * scale;
+      panel[i * kPanel + r] = code_at(p, at) * scale;
     }
   }
 }
@@ -106,16 +110,19 @@ struct PanelMaker {
 struct ColumnsMaker {
   const Product& p;
   const Gemm& kernel;
-  float* scales;  // [k]
-  float* values;  // [k][kPanel], for what goes through convert
+  float* scales;        // [k]
+  float* values;        // [k][kPanel], for what goes through convert
+  int64_t scaled = -1;  // the first row's block, of which the scales are there
 
-  void operator()(int64_t n, int64_t first, int64_t k, int64_t, void* panel) const {
+  void operator()(int64_t n, int64_t first, int64_t k, int64_t, void* panel) {
     float* const target = kernel.convert ? values : static_cast<float*>(panel);
     if (p.ldb % kPanel) {  // a row of the panel may begin in the middle of a byte, or lie in two blocks
       anywhere(n, first, k, target);
     } else {
       const int64_t begin = first * p.ldb + n;
-      for (int64_t r = 0; r < k; r++) scales_of(p.statistics, (begin + r * p.ldb) >> p.shift, 1, scales + r);
+      if (!p.rows_aligned || begin >> p.shift != scaled)  // else in the blocks of the columns before
+        for (int64_t r = 0; r < k; r++) scales_of(p.statistics, (begin + r * p.ldb) >> p.shift, 1, scales + r);
+      scaled = begin >> p.shift;
       kernel.columns({p.B + begin / 2, p.ldb / 2, p.code, scales, k}, target);
     }
     if (kernel.convert) kernel.convert(values, k, panel);
@@ -128,7 +135,7 @@ struct ColumnsMaker {
         const int64_t at = (first + r) * p.ldb + n + std::min(i, columns - 1);
         float scale;
         scales_of(p.statistics, at >> p.shift, 1, &scale);
-        target[r * kPanel + i] = p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15] * scale;
+        target[r * kPanel + i] = code_at(p, at) * scale;
       }
   }
 };
@@ -168,7 +175,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
       char* const memory = static_cast<char*>(scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
       float* const C = reinterpret_cast<float*>(memory + panels * panel_bytes);
       float* const scales = C + c_floats;
-      const Maker make{p, kernel, scales, scales + scale_floats};
+      Maker make{p, kernel, scales, scales + scale_floats};
       if (kernel.begin) kernel.begin();
       for (int64_t group = first; group < last; group++) {
         const int64_t n = group * wide, columns = std::min(wide, p.n - n), count = ceil_div(columns, kPanel);
@@ -210,7 +217,7 @@ void product(const Product& p, bool may_be_int8, void* queue) {
     if (const Gemm& int8 = gemm_4bit_int8.best(); int8.max_tile) return gemm<PanelMaker>(p, int8, queue);
   const Gemv& few = gemv_4bit.best();
   if (p.m <= few.max_rows && p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) return gemv(p, few, queue);
-  gemm<PanelMaker>(p, (p.dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(), queue);
+  gemm<PanelMaker>(p, kernel_for(p.dtype), queue);
 }
 
 Product product_of(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B, const BnbStatistics* statistics,
@@ -255,7 +262,7 @@ int cgemm_4bit_transposed(int dtype, int64_t m, int64_t n, int64_t k, const void
     // To the kernels it is a product like the others, whose weights have k rows of n.
     const Product p = product_of(dtype, m, k, n, A, B, statistics, nullptr, data_type, out, lda, ldb, ldc, blocksize, nullptr);
     if (m <= 0 || k <= 0) return;
-    gemm<ColumnsMaker>(p, (dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(), queue);
+    gemm<ColumnsMaker>(p, kernel_for(dtype), queue);
   });
 }
 

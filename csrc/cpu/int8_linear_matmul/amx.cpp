@@ -11,7 +11,9 @@ namespace {
 #include "../lanes_avx512.h"
 #include "../int8_lanes_avx512.h"
 #include "words_avx512.h"
+#include "../transpose_avx512.h"
 #include "../dot_bytes_avx512.h"
+#include "../tiles_amx.h"
 
 #include "kernel.h"
 
@@ -25,15 +27,6 @@ struct Vectors : Bytes {
 struct Signed {
   static constexpr int kParts = 1, kOffset = 0;
 };
-
-// What a tile register holds: rows of so many bytes.
-struct alignas(64) Config {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-// Constant data: the compiler does not know that all of it is read, and would leave out what it writes to a local one.
-constexpr Config kConfig;
 
 // B is the left operand, as it is stored: a tile is kWide of its rows, and 64 bytes of each. A is the right one. So the
 // product of tiles is the result's transpose.

@@ -11,6 +11,7 @@ namespace {
 #include "../lanes_avx512.h"
 #include "../int8_lanes_avx512.h"
 #include "words_avx512.h"
+#include "../transpose_avx512.h"
 
 #include "kernel.h"
 

@@ -4,6 +4,7 @@
 // of four neighbours along k, the words of neighbouring columns side by side, and stays in the cache while all blocks of
 // rows of A, rearranged once for all threads, pass over it. Tiles, and products of few rows, take B as it is stored.
 #pragma once
+#include "../../int8_scales.h"
 #include "../cpu.h"
 
 namespace bnb::cpu {

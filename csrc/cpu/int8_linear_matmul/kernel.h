@@ -14,7 +14,6 @@
 
 constexpr int kVectors = 2, kColumns = kVectors * kWide;  // of a strip
 constexpr int64_t kFew = 16;                              // rows of A at most that go without rearranging B
-constexpr float kOneBy127 = 7.874015718698502e-3f;
 
 BNB_INLINE int32_t wrapping_sum(int32_t a, int32_t b) {
   return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));

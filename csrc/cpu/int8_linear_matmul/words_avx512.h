@@ -25,30 +25,3 @@ BNB_INLINE Words sum_each(const Words (&x)[16]) {
 BNB_INLINE Words load_bytes(const void* p, int64_t bytes) {
   return bytes >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - bytes), p);
 }
-
-BNB_INLINE void transpose(Words (&x)[16]) {
-  Words y[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    const Words low0 = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88), high0 = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
-    const Words low1 = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88), high1 = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
-    y[i] = _mm512_shuffle_i32x4(low0, low1, 0x88);
-    y[i + 4] = _mm512_shuffle_i32x4(high0, high1, 0x88);
-    y[i + 8] = _mm512_shuffle_i32x4(low0, low1, 0xdd);
-    y[i + 12] = _mm512_shuffle_i32x4(high0, high1, 0xdd);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) x[i] = y[i];
-}

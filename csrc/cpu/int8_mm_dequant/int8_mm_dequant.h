@@ -1,5 +1,6 @@
 // int8_mm_dequant on CPUs: out = A * row_stats * col_stats / 127² + bias + addend, in fp32, rounded once.
 #pragma once
+#include "../../int8_scales.h"
 #include "../cpu.h"
 
 namespace bnb::cpu {

@@ -1,10 +1,9 @@
 // int8_vectorwise_dequant on CPUs: out[r, c] = A[r, c] * stats[r * stride] / 127, each product rounded to fp32.
 #pragma once
+#include "../../int8_scales.h"
 #include "../cpu.h"
 
 namespace bnb::cpu {
-
-constexpr float kOneBy127 = 7.874015718698502e-3f;
 
 struct VectorDequant {
   int dtype;
