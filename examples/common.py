@@ -31,6 +31,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def training_options(made: argparse.ArgumentParser, batch: int, of_batch: str) -> None:
+    """Add the options that training has; `batch` sequences in a step, if it is not told otherwise."""
+    made.add_argument("--data", type=pathlib.Path, help="a text file to learn from; without it, one sentence")
+    made.add_argument("--steps", type=int, default=100)
+    made.add_argument("--batch", type=int, default=batch, help=of_batch)
+    made.add_argument("--length", type=int, default=128, help="tokens in a sequence")
+    made.add_argument("--rank", type=int, default=16)
+    made.add_argument("--lr", type=float, default=2e-4)
+
+
 def quantization(options: argparse.Namespace, **more: object) -> transformers.BitsAndBytesConfig:
     """How bitsandbytes shall quantise, from the options."""
     if options.bits == 8:

@@ -39,15 +39,10 @@ def shard(model: nn.Module, device: str) -> nn.Module:
 def main() -> None:
     """Train, save what each process holds, and say the loss over all data."""
     parser = common.parser(__doc__)
+    common.training_options(parser, 8, "sequences in a step, over all processes")
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="fsdp", help="without torchrun: neither")
-    parser.add_argument("--data", type=pathlib.Path, help="a text file to learn from; without it, one sentence")
     parser.add_argument("--output", type=pathlib.Path, help="a folder for the adapter, saved sharded")
     parser.add_argument("--resume", type=pathlib.Path, help="such a folder, of any number of processes")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=8, help="sequences in a step, over all processes")
-    parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--min-8bit-size", type=int, default=4096, help="smaller parameters get 32-bit states")
     options = parser.parse_args()
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))

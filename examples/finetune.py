@@ -21,14 +21,9 @@ def adapted(model: torch.nn.Module, rank: int) -> peft.PeftModel:
 def main() -> None:
     """Train, and save the adapter; merge it where asked."""
     parser = common.parser(__doc__)
-    parser.add_argument("--data", type=pathlib.Path, help="a text file to learn from; without it, one sentence")
+    common.training_options(parser, 4, "sequences in a step")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("adapter"), help="the adapter's folder")
     parser.add_argument("--merge", type=pathlib.Path, help="a folder for the model with the adapter merged into it")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=4, help="sequences in a step")
-    parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-4)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     model, tokenizer = common.load(options)

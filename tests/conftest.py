@@ -75,6 +75,23 @@ def reference_vectors() -> vectors.Vectors:
 
 
 @pytest.fixture
+def quiet(xpu: str) -> Iterator[None]:
+    """For whole models: one thread, no log lines of bitsandbytes, and an XPU beside the CPU."""
+    import programs
+
+    with programs.quiet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A tiny Llama, saved."""
+    import programs
+
+    return programs.llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
 def python(tmp_path):
     """Runs code in a new interpreter: ``python(code, cache=None, check=True, timeout=…, **environment)``.
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import programs
 import pytest
 import torch
 from programs import four_bit, ids, load, relative_error
 
 
 @pytest.fixture(autouse=True)
-def _quiet(xpu):
-    with programs.quiet():
-        torch._dynamo.reset()
-        yield
-        torch._dynamo.reset()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return programs.llama(tmp_path_factory.mktemp("llama"))
+def _reset(quiet):
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 # The virtual XPU has no Inductor, which wants Triton on a GPU.

@@ -13,16 +13,7 @@ from programs import DEVICES, four_bit, ids, load, logits, relative_error
 BITS = {4: four_bit(), 8: {"load_in_8bit": True}}
 STEPS, RATE = 5, 1e-2
 
-
-@pytest.fixture(autouse=True)
-def _quiet(xpu):
-    with programs.quiet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return programs.llama(tmp_path_factory.mktemp("llama"))
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def with_adapter(model, checkpointing=True):

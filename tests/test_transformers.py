@@ -17,16 +17,7 @@ from safetensors.torch import save_file
 
 EIGHT_BIT = {"load_in_8bit": True, "llm_int8_threshold": 2.0}  # low enough that tiny models have outliers
 
-
-@pytest.fixture(autouse=True)
-def _quiet(xpu):
-    with programs.quiet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return programs.llama(tmp_path_factory.mktemp("llama"))
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def how(bits):
