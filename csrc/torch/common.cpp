@@ -292,6 +292,7 @@ BNB_EXPORT int bnb_torch_use_library(const char* device, const char* path, char*
     take(backend.is_shared, "cis_shared");
     take(backend.dequantize_blockwise, "cdequantize_blockwise");
     if (std::string(device) == "xpu") {
+      take(backend.gemm_4bit_panel_bytes, "cgemm_4bit_panel_bytes");
       take(backend.int8_outlier_product, "cint8_outlier_product");
       take(backend.wait, "bnb_xpu_wait");
       // From now on, and not from the first call: bitsandbytes' own import has put tables on the device.

@@ -91,6 +91,7 @@ struct Backend {
   decltype(&cgemm_4bit_inference) gemm_4bit_inference;
   decltype(&cgemm_4bit_scratch) gemm_4bit_scratch;
   decltype(&cgemm_4bit_max_rows) gemm_4bit_max_rows;
+  decltype(&cgemm_4bit_panel_bytes) gemm_4bit_panel_bytes;  // null on a CPU
   decltype(&cgemm_4bit_transposed) gemm_4bit_transposed;  // null on an XPU
   decltype(&cint8_vector_quant) int8_vector_quant;
   decltype(&cint8_zero_columns) int8_zero_columns;

@@ -4,9 +4,6 @@
 namespace bnb {
 namespace {
 
-// Scratch for dequantised weights, a panel of rows at a time.
-constexpr int64_t kPanelBytes = 64 << 20;
-
 // The nested statistics written out: absmax_code[absmax_8bit[i]] * absmax[i / 256] + absmax_offset.
 Tensor flat_absmax(const char* op, const Tensor& absmax, const Nested& nested, int64_t blocks) {
   Tensor flat = empty(Shape{blocks}, ScalarType::Float, absmax);
@@ -25,9 +22,9 @@ Tensor gemm_by_panels(const char* op, const Problem& p, const Tensor& A, const T
   // A panel begins where a block does, and at a whole byte of B.
   int64_t step = blocksize;
   while (step % 2 == 0 && step / 2 * p.k % blocksize == 0) step /= 2;
-  const int64_t wanted = kPanelBytes / (p.k * static_cast<int64_t>(A.element_size()));
-  const int64_t panel = std::min(p.n, std::max(step, wanted / step * step));
   const Call call(op, A);
+  const int64_t wanted = call.ask(&Backend::gemm_4bit_panel_bytes) / (p.k * static_cast<int64_t>(A.element_size()));
+  const int64_t panel = std::min(p.n, std::max(step, wanted / step * step));
   const auto dequantized = [&](int64_t first, int64_t rows) {
     const int64_t at = first * p.k;
     Tensor weight = empty(Shape{rows, p.k}, dtype, A);

@@ -177,9 +177,16 @@ int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
 }
 
 int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
-  // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
   const bnb::Kind kind = bnb::device_of(*static_cast<sycl::queue*>(queue)).kind;
+  // SYCL has no bfloat16 product for a CPU that has one, torch does.
+  if (dtype == BNB_BFLOAT16 && kind == bnb::Kind::cpu && __builtin_cpu_supports("avx512bf16")) return 32;
+  // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
   return dtype == BNB_FLOAT32 || kind == bnb::Kind::cpu || bnb::has_matrix_unit(kind) ? 64 : 16;
+}
+
+int64_t cgemm_4bit_panel_bytes(void* queue) {
+  // A CPU's product should find the panel in its last cache; on a GPU a launch for each panel costs more than memory does.
+  return bnb::device_of(*static_cast<sycl::queue*>(queue)).kind == bnb::Kind::cpu ? 16 << 20 : 64 << 20;
 }
 
 int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,

@@ -49,6 +49,8 @@ BNB_EXPORT int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, 
 BNB_EXPORT int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue);
 // Up to so many rows of A cgemm_4bit_inference is the way to go; for more, dequantise and multiply.
 BNB_EXPORT int64_t cgemm_4bit_max_rows(int dtype, void* queue);
+// XPU alone: so many bytes of them at a time.
+BNB_EXPORT int64_t cgemm_4bit_panel_bytes(void* queue);
 
 // CPU alone: out[m, k] = A[m, n] B[n, k], the gradient of the product's A.
 BNB_EXPORT int cgemm_4bit_transposed(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
