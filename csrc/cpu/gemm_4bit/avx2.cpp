@@ -103,8 +103,9 @@ void columns(const ColumnsOfB& b, float* values) {
 
 template <int ROWS>
 void tile_of(const float* a, const float* b, int64_t k, float* c, int64_t width) {
-  for (int64_t from = 0; from < k; from += kChain) {
-    const int64_t end = std::min(k, from + kChain);
+  const int64_t chain = chain_of(k);
+  for (int64_t from = 0; from < k; from += chain) {
+    const int64_t end = std::min(k, from + chain);
     __m256 sum[ROWS][2];
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();

@@ -53,8 +53,9 @@ void panel(const PanelOfB& b, void* out) {
 
 template <int ROWS, int PANELS>
 void tile_of(const float* a, const float* b, int64_t stride, int64_t k, float* c, int64_t width) {
-  for (int64_t from = 0; from < k; from += kChain) {
-    const int64_t end = std::min(k, from + kChain);
+  const int64_t chain = chain_of(k);
+  for (int64_t from = 0; from < k; from += chain) {
+    const int64_t end = std::min(k, from + chain);
     __m512 sum[ROWS][PANELS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++)

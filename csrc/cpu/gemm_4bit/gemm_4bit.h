@@ -8,8 +8,13 @@
 namespace bnb::cpu {
 
 constexpr int kPanel = 16;
-// So many products of fp32 are summed up one after another before they are added to C: a long chain loses too much.
-constexpr int64_t kChain = 64;
+// So many of k products of fp32 are summed up one after another before they are added to C: about the root of k, since a long
+// chain loses too much, as many short ones do, but no more than keep the additions to C cheap.
+constexpr int64_t chain_of(int64_t k) {
+  int64_t chain = 8;
+  while (chain < 64 && chain * chain < k) chain *= 2;
+  return chain;
+}
 // Columns of B are read so many rows ahead: hardware does not follow such steps from page to page.
 constexpr int64_t kRowsAhead = 16;
 

@@ -31,13 +31,14 @@ void columns(const ColumnsOfB& b, float* values) {
 
 void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
   const float* const a = static_cast<const float*>(tile);
+  const int64_t chain = chain_of(k);
   for (int64_t i = 0; i < count; i++) {
     const float* const b = reinterpret_cast<const float*>(static_cast<const char*>(panels) + i * stride);
     for (int64_t r = 0; r < height; r++) {
       float* const c = C + (r * count + i) * kPanel;
-      for (int64_t from = 0; from < k; from += kChain) {
+      for (int64_t from = 0; from < k; from += chain) {
         float sums[kPanel] = {};
-        for (int64_t j = from, end = std::min(k, from + kChain); j < end; j++)
+        for (int64_t j = from, end = std::min(k, from + chain); j < end; j++)
           for (int n = 0; n < kPanel; n++) sums[n] += a[j * height + r] * b[j * kPanel + n];
         for (int n = 0; n < kPanel; n++) c[n] += sums[n];
       }
