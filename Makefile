@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc tools -type f)
 
 FUZZ_SECONDS ?= 1800
-# The commit since which lint checks the format of changed lines of C++.
-LINT_BASE ?= HEAD
 
 .PHONY: run test fuzz upstream-tests bench lint sanitize build wheel wheel-build wheel-test clean
 .DEFAULT_GOAL := run
@@ -53,7 +51,7 @@ lint: build
 	$(BIN)/mypy
 	$(BIN)/typos
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(BIN)/git-clang-format --binary $(BIN)/clang-format --extensions cpp,h --diff $(LINT_BASE)
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(shell git ls-files))
 
 # dist/*.whl: one for every Python, torch from 2.10 on, and libsycl 8 and 9; then tried where there is no compiler.
 wheel: wheel-build wheel-test

@@ -25,18 +25,22 @@ constexpr float kNF4[16] = {
     1.0f,
 };
 
+// clang-format off
 constexpr float kFP4[16] = {
     0.0f, 0.005208333333f, 0.66666667f, 1.0f, 0.33333333f, 0.5f, 0.16666667f, 0.25f,
     -0.0f, -0.005208333333f, -0.66666667f, -1.0f, -0.33333333f, -0.5f, -0.16666667f, -0.25f,
 };
+// clang-format on
 
 // Where NF4 goes from one code to the next, in bitsandbytes' CUDA kernels: the midpoints. Where these lie half-way between two
 // floats, which of them it is follows no rule.
+// clang-format off
 constexpr float kNF4Bounds[15] = {
     -0.8480964303f, -0.6106328964f, -0.4599952698f, -0.33967942f, -0.2346073985f, -0.137911737f,
     -0.0455250181f, 0.0397901498f, 0.1202552542f, 0.2035212517f, 0.2920137644f, 0.3893125355f, 0.5016633868f,
     0.6427869201f, 0.8614783883f,
 };
+// clang-format on
 
 // Where FP4 goes from one magnitude to the next, in increasing order: the bounds of bitsandbytes' CUDA kernels.
 constexpr float kFP4Bounds[7] = {0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f, 0.4166667f, 0.583333f, 0.8333333f};

@@ -18,9 +18,12 @@ struct Name {
 };
 // What BNB_INTEL_ISA can say. AVX-VNNI comes with avx2, on CPUs that have it.
 constexpr Name kNames[] = {
-    {"scalar", Isa::scalar, "x86-64"},          {"avx2", Isa::avx2, "AVX2, FMA, F16C"},
-    {"avx512", Isa::avx512, "AVX512F/BW/DQ/VL"}, {"avx512_vnni", Isa::avx512_vnni, "AVX512-VNNI"},
-    {"avx512_bf16", Isa::avx512_bf16, "AVX512-BF16"}, {"amx", Isa::amx, "AMX, AVX512-FP16"},
+    {"scalar", Isa::scalar, "x86-64"},
+    {"avx2", Isa::avx2, "AVX2, FMA, F16C"},
+    {"avx512", Isa::avx512, "AVX512F/BW/DQ/VL"},
+    {"avx512_vnni", Isa::avx512_vnni, "AVX512-VNNI"},
+    {"avx512_bf16", Isa::avx512_bf16, "AVX512-BF16"},
+    {"amx", Isa::amx, "AMX, AVX512-FP16"},
 };
 
 constexpr uint32_t bit(Isa isa) { return 1u << static_cast<int>(isa); }

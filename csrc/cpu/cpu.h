@@ -31,12 +31,11 @@ constexpr int kIsas = 7;
 #define BNB_AVX_VNNI_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avxvnni\")")
 #define BNB_AVX512_BEGIN      \
   _Pragma("GCC push_options") \
-  _Pragma("GCC target(\"avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512cd\")")
+      _Pragma("GCC target(\"avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512cd\")")
 #define BNB_AVX512_VNNI_BEGIN BNB_AVX512_BEGIN _Pragma("GCC target(\"avx512vnni\")")
 #define BNB_AVX512_BF16_BEGIN BNB_AVX512_VNNI_BEGIN _Pragma("GCC target(\"avx512bf16\")")
 // Every CPU with AMX has AVX512-FP16 and VBMI too.
-#define BNB_AMX_BEGIN \
-  BNB_AVX512_BF16_BEGIN _Pragma("GCC target(\"avx512fp16,avx512vbmi,amx-tile,amx-bf16,amx-int8\")")
+#define BNB_AMX_BEGIN BNB_AVX512_BF16_BEGIN _Pragma("GCC target(\"avx512fp16,avx512vbmi,amx-tile,amx-bf16,amx-int8\")")
 
 // A bit for each instruction set that kernels may use: what the CPU and the system have, or what was forced.
 uint32_t usable();
@@ -83,9 +82,9 @@ void parallel_for(void* queue, int64_t n, int64_t grain, const Body& body) {
     if (n > 0) body(int64_t{0}, n);
     return;
   }
-  threads->parallel_for(
-      0, n, grain, [](int64_t first, int64_t last, void* context) { (*static_cast<const Body*>(context))(first, last); },
-      const_cast<void*>(static_cast<const void*>(&body)));
+  threads->parallel_for(0, n, grain, [](int64_t first, int64_t last, void* context) {
+    (*static_cast<const Body*>(context))(first, last);
+  }, const_cast<void*>(static_cast<const void*>(&body)));
 }
 
 inline int thread_count(void* queue) {

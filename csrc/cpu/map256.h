@@ -71,16 +71,14 @@ struct Thresholds {
     for (int i = -kBuckets; i < kBuckets; i++) {  // in increasing order of values
       const int bucket = i < 0 ? -1 - i : i;
       const auto inner = bucket ? std::bit_cast<float>(static_cast<uint32_t>(kLeast + bucket) << kDropped) : 0.0f;
-      const auto outer = bucket < kBuckets - 1
-                             ? std::bit_cast<float>((static_cast<uint32_t>(kLeast + bucket + 1) << kDropped) - 1)
-                             : std::numeric_limits<float>::infinity();
+      const auto outer = bucket < kBuckets - 1 ? std::bit_cast<float>((static_cast<uint32_t>(kLeast + bucket + 1) << kDropped) - 1)
+                                               : std::numeric_limits<float>::infinity();
       advance(i < 0 ? -outer : inner);
       const int least = code;
       advance(i < 0 ? -inner : outer);
       if (code > least + 1) return false;
       float bound = std::numeric_limits<float>::quiet_NaN();  // never
-      if (code > least)
-        bound = least % 2 ? sorted[least] : std::nextafter(sorted[least], std::numeric_limits<float>::infinity());
+      if (code > least) bound = least % 2 ? sorted[least] : std::nextafter(sorted[least], std::numeric_limits<float>::infinity());
       buckets[i < 0 ? kBuckets + bucket : bucket] = {bound, least};
     }
     return true;

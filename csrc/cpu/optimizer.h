@@ -20,9 +20,10 @@ struct Step {
 
 inline Step step_of(const BnbOptimizerStep& s) {
   const Corrections corrections(s);
+  // clang-format off
   return {s.beta1, s.beta2, s.beta3, s.alpha, s.eps, s.weight_decay, corrections.first, corrections.second,
           s.lr, s.gnorm_scale, 1.0f, s.step == 1, s.skip_zeros != 0};
+  // clang-format on
 }
-
 
 }  // namespace bnb::cpu

@@ -177,12 +177,14 @@ const int watching_forks = pthread_atfork(nullptr, nullptr, [] { in_forked_child
 
 // torch's own threads, as many as the caller has set. A child of fork has none of its parent's, and OpenMP would wait for
 // them for ever.
+// clang-format off
 BnbThreads torch_threads{
     [](int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
       if (in_forked_child) return body(begin, end, context);
       STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
     },
     [] { return in_forked_child ? 1 : static_cast<int>(torch::stable::get_num_threads()); }};
+// clang-format on
 
 using CurrentStream = AOTITorchError (*)(int32_t, void**);
 
@@ -222,8 +224,7 @@ Call::Call(const char* op, const Tensor& A) : op_(op), backend_(is_on_cpu(A) && 
 }
 
 void check_process(const char* op) {
-  if (xpu_is_lost)
-    fail(op, ": xpu cannot be used in a process forked from one that has used it: start it with the 'spawn' method");
+  if (xpu_is_lost) fail(op, ": xpu cannot be used in a process forked from one that has used it: start it with the 'spawn' method");
 }
 
 Operator::Operator(const char* name_, Boxed on_cpu_, Boxed on_xpu_) : name(name_), on_cpu(on_cpu_), on_xpu(on_xpu_) {

@@ -155,11 +155,13 @@ struct Operator {
 // Fails in a process that was forked from one in which the kernels were at hand.
 void check_process(const char* op);
 
+// clang-format off
 #define BNB_OPERATOR(name, function)                                                                             \
   static const ::bnb::Operator registered_##function(                                                            \
       name, TORCH_BOX(&function), [](StableIValue* stack, uint64_t in, uint64_t out) {                           \
         ::bnb::check_process(name);                                                                              \
         TORCH_BOX(&function)(stack, in, out);                                                                    \
       })
+// clang-format on
 
 }  // namespace bnb

@@ -13,8 +13,8 @@ void check_4bit(const char* op, const Tensor& A, const Tensor& absmax, int64_t b
   check_numel(op, "absmax", absmax, ceil_div(n, blocksize), "one for each block");
 }
 
-void run_4bit(const char* op, const Tensor& A, const Tensor& absmax, int64_t blocksize, int data_type, int64_t n,
-              ScalarType dtype, const Tensor& out) {
+void run_4bit(const char* op, const Tensor& A, const Tensor& absmax, int64_t blocksize, int data_type, int64_t n, ScalarType dtype,
+              const Tensor& out) {
   if (n == 0) return;
   const Tensor codes = dense(A), scales = dense(absmax);
   Call(op, A)(&Backend::dequantize_blockwise, dtype_of(dtype), data_type, static_cast<const float*>(nullptr),

@@ -35,8 +35,8 @@ std::pair<Tensor, Tensor> unpacked(const Tensor& B, const Tensor& absmax, const 
   return {flat, exact};
 }
 
-Problem check_gemv(const char* op, const Tensor& A, const Tensor& B, const Shape& shapeB, const Tensor& absmax,
-                   const Tensor& code, int64_t blocksize) {
+Problem check_gemv(const char* op, const Tensor& A, const Tensor& B, const Shape& shapeB, const Tensor& absmax, const Tensor& code,
+                   int64_t blocksize) {
   Problem p = check_product(op, A, B, shapeB, blocksize);
   if (is_repacked(A, absmax, p, blocksize))
     check_device(op, "absmax", absmax, A);

@@ -39,7 +39,8 @@ Tensor int8_mm_dequant(Tensor A, Tensor row_stats, Tensor col_stats, std::option
   constexpr const char* op = "int8_mm_dequant";
   check_dtype(op, "A", A, ScalarType::Int);
   const Rows size = rows_of(op, "A", A, true);
-  const Dequant d = check_dequant(op, A, size, "row_stats", row_stats, "col_stats", col_stats, bias, dtype.value_or(ScalarType::Half));
+  const Dequant d =
+      check_dequant(op, A, size, "row_stats", row_stats, "col_stats", col_stats, bias, dtype.value_or(ScalarType::Half));
   Tensor out = empty_like(A, d.dtype);
   fill(out, [&](const Tensor& o) { run_dequant(op, dense(A), size, d, o); });
   return out;
@@ -55,7 +56,8 @@ Tensor fused_product(const Call& call, const Tensor& A, const Tensor& B, const S
   call(&Backend::int8_scaled_mm, static_cast<int>(dtype_of(d.dtype)), static_cast<const int8_t*>(a.data_ptr()),
        static_cast<const int8_t*>(b.data_ptr()), static_cast<const float*>(d.row_stats.data_ptr()),
        static_cast<const float*>(d.col_stats.data_ptr()), out.data_ptr(),
-       static_cast<const void*>(d.bias ? d.bias->data_ptr() : nullptr), d.bias ? static_cast<int>(dtype_of(d.bias->scalar_type())) : 0,
+       static_cast<const void*>(d.bias ? d.bias->data_ptr() : nullptr),
+       d.bias ? static_cast<int>(dtype_of(d.bias->scalar_type())) : 0,
        static_cast<const void*>(outliers ? outliers->data_ptr() : nullptr),
        static_cast<const int64_t*>(columns ? columns->data_ptr() : nullptr), columns ? columns->numel() : 0, out.numel() / n, n,
        B.size(1));

@@ -7,7 +7,8 @@ Tensor int8_dequantized(const char* op, const Tensor& A, Rows size, const Tensor
   Tensor out = empty(A.sizes(), dtype, A);
   if (size.rows == 0 || size.cols == 0) return out;
   Call(op, A)(&Backend::int8_vector_dequant, static_cast<int>(dtype_of(dtype)), static_cast<const int8_t*>(A.data_ptr()),
-              static_cast<const float*>(stats.data_ptr()), out.data_ptr(), int64_t{stats.numel() == size.rows}, size.rows, size.cols);
+              static_cast<const float*>(stats.data_ptr()), out.data_ptr(), int64_t{stats.numel() == size.rows}, size.rows,
+              size.cols);
   return out;
 }
 

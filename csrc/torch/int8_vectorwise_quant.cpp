@@ -41,8 +41,7 @@ ByRow quantize_rows(const char* op, const Tensor& A, Rows size, double threshold
   const BnbDtype dtype = dtype_of(A.scalar_type());
   const Tensor stats = empty(Shape{size.rows}, ScalarType::Float, A);
   const bool sparse = threshold > 0;
-  if (size.rows == 0)
-    return {out, stats, sparse ? std::optional(empty(Shape{0}, ScalarType::Long, A)) : std::nullopt};
+  if (size.rows == 0) return {out, stats, sparse ? std::optional(empty(Shape{0}, ScalarType::Long, A)) : std::nullopt};
   std::optional<Tensor> outliers;
   if (sparse) {
     outliers = empty(Shape{size.cols}, ScalarType::Byte, A);
@@ -56,7 +55,8 @@ ByRow quantize_rows(const char* op, const Tensor& A, Rows size, double threshold
   if (!sparse) return {out, stats, std::nullopt};
   const Tensor columns = columns_of(*outliers);
   if (size.rows > 1 && columns.numel() > 0)
-    call(&Backend::int8_zero_columns, codes, static_cast<const int64_t*>(columns.data_ptr()), columns.numel(), size.rows, size.cols);
+    call(&Backend::int8_zero_columns, codes, static_cast<const int64_t*>(columns.data_ptr()), columns.numel(), size.rows,
+         size.cols);
   return {out, stats, columns};
 }
 

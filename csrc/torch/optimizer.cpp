@@ -4,7 +4,7 @@ namespace bnb {
 
 const OptimizerKind& optimizer_kind(const char* op, const std::string& optimizer_name) {
   static constexpr OptimizerKind kinds[] = {
-      {"adam", BNB_ADAM, true, 1},         {"lamb", BNB_ADAM, true, 1},       {"ademamix", BNB_ADEMAMIX, true, 2},
+      {"adam", BNB_ADAM, true, 1},          {"lamb", BNB_ADAM, true, 1},      {"ademamix", BNB_ADEMAMIX, true, 2},
       {"momentum", BNB_MOMENTUM, false, 1}, {"lars", BNB_MOMENTUM, false, 1}, {"rmsprop", BNB_RMSPROP, false, 1},
       {"adagrad", BNB_ADAGRAD, false, 1},   {"lion", BNB_LION, false, 1},
   };

@@ -34,9 +34,11 @@ void optimizer_update_32bit(std::string optimizer_name, Tensor g, Tensor p, Tens
     scratch = empty(Shape{BNB_UNORM_SCRATCH}, ScalarType::Float, g);
   }
   const auto f = [](double x) { return static_cast<float>(x); };
+  // clang-format off
   const BnbOptimizerStep settings{f(beta1),        f(beta2),       f(beta3),      f(alpha),      f(eps),
                                   f(weight_decay), f(lr),          f(gnorm_scale), f(max_unorm), f(param_norm),
                                   static_cast<int32_t>(step), skip_zeros};
+  // clang-format on
   Call(op, g)(&Backend::optimizer32bit, dtype_of(g.scalar_type()), kind.kernel, static_cast<const void*>(gradient.data_ptr()),
               parameter.data<void>(), first.data<float>(), second ? second->data<float>() : nullptr,
               norm ? norm->data<float>() : nullptr, scratch ? static_cast<float*>(scratch->data_ptr()) : nullptr, &settings, n);

@@ -45,8 +45,9 @@ void optimizer_update_8bit_blockwise(std::string optimizer_name, Tensor g, Tenso
     map2 = dense(*qmap2);
   }
   const auto f = [](double x) { return static_cast<float>(x); };
-  const BnbOptimizerStep settings{f(beta1), f(beta2), f(beta3), f(alpha), f(eps), f(weight_decay), f(lr), f(gnorm_scale), 0, 0,
-                                  static_cast<int32_t>(step), skip_zeros};
+  const BnbOptimizerStep settings{
+      f(beta1),  f(beta2), f(beta3), f(alpha), f(eps), f(weight_decay), f(lr), f(gnorm_scale), 0, 0, static_cast<int32_t>(step),
+      skip_zeros};
   Call(op, g)(&Backend::optimizer_static_8bit_blockwise, dtype_of(g.scalar_type()), kind.kernel, parameter.data<void>(),
               static_cast<const void*>(gradient.data_ptr()), first.data<uint8_t>(), second ? second->data<uint8_t>() : nullptr,
               static_cast<const float*>(map1.data_ptr()), map2 ? static_cast<const float*>(map2->data_ptr()) : nullptr,

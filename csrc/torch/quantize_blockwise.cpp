@@ -10,9 +10,8 @@ void run(const char* op, const Tensor& A, const float* code, int data_type, int6
          const Tensor& out) {
   if (A.numel() == 0) return;
   const Tensor values = dense(A);
-  Call(op, A)(&Backend::quantize_blockwise, dtype_of(A.scalar_type()), data_type, code,
-              static_cast<const void*>(values.data_ptr()), static_cast<float*>(absmax.data_ptr()),
-              static_cast<uint8_t*>(out.data_ptr()), blocksize, A.numel());
+  Call(op, A)(&Backend::quantize_blockwise, dtype_of(A.scalar_type()), data_type, code, static_cast<const void*>(values.data_ptr()),
+              static_cast<float*>(absmax.data_ptr()), static_cast<uint8_t*>(out.data_ptr()), blocksize, A.numel());
 }
 
 std::tuple<Tensor, Tensor> quantize_4bit(Tensor A, int64_t blocksize, std::string quant_type, ScalarType quant_storage) {
@@ -28,8 +27,8 @@ std::tuple<Tensor, Tensor> quantize_4bit(Tensor A, int64_t blocksize, std::strin
   // With the last half byte free, as upstream counts; what does not fill an element of the storage has no place in it.
   const int64_t stored = (n + 1) / (2 * itemsize);
   if (stored * itemsize < ceil_div(n, 2))
-    fail(op, ": A must fill whole elements of quant_storage ", name_of(quant_storage), ", ", 2 * itemsize,
-         " codes each, got ", n, " elements");
+    fail(op, ": A must fill whole elements of quant_storage ", name_of(quant_storage), ", ", 2 * itemsize, " codes each, got ", n,
+         " elements");
   const Tensor absmax = empty(Shape{ceil_div(n, blocksize)}, ScalarType::Float, A);
   const Tensor out = empty(Shape{stored, 1}, quant_storage, A);
   run(op, A, nullptr, data_type, blocksize, absmax, out);
@@ -49,9 +48,9 @@ std::tuple<Tensor, Tensor> quantize_blockwise(Tensor A, Tensor code, int64_t blo
   run(op, A, static_cast<const float*>(table.data_ptr()), BNB_GENERAL8BIT, blocksize, absmax, codes);
   if (A.is_contiguous()) return {codes, absmax};
   // The codes lie in A's logical order; the strides are those of empty_like(A), as the fake kernel promises.
-  Tensor out = aten("aten::empty_like", "", A, std::optional(ScalarType::Byte), std::optional<torch::headeronly::Layout>(),
-                    std::optional<torch::stable::Device>(), std::optional<bool>(),
-                    std::optional<torch::headeronly::MemoryFormat>());
+  Tensor out =
+      aten("aten::empty_like", "", A, std::optional(ScalarType::Byte), std::optional<torch::headeronly::Layout>(),
+           std::optional<torch::stable::Device>(), std::optional<bool>(), std::optional<torch::headeronly::MemoryFormat>());
   torch::stable::copy_(out, codes);
   return {out, absmax};
 }

@@ -12,10 +12,9 @@
 
 #define BNB_INLINE inline __attribute__((always_inline))
 // A kernel: a one-dimensional nd_range free function of fixed work-group and sub-group size.
-#define BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)                                                                        \
-  [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size",                  \
-                                                "sycl-sub-group-size", 1, GROUP_SIZE, SUBG_SIZE)]]               \
-  __attribute__((always_inline)) void
+#define BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)                                                                                 \
+  [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size", "sycl-sub-group-size", 1, \
+                                                GROUP_SIZE, SUBG_SIZE)]] __attribute__((always_inline)) void
 
 namespace bnb {
 

@@ -106,8 +106,8 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
 
   if constexpr (NUM_PER_THREAD == 8) {
     static_assert(8 * STEPS <= 32, "each lane holds one scale of a chunk");
-    // Codes are counted in words of eight, in 32 bits (N * ldb is less than 2^34). Blocks longer than a chunk are taken as several, so that which lane
-    // holds the scale of a lane's word is the same for every chunk.
+    // Codes are counted in words of eight, in 32 bits (N * ldb is less than 2^34). Blocks longer than a chunk are taken as several,
+    // so that which lane holds the scale of a lane's word is the same for every chunk.
     constexpr u32 kChunk = SUBG_SIZE * STEPS;
     constexpr bool kBlockRead = SUBG_SIZE == 16 && STEPS > 1;
     static_assert((kChunk & (kChunk - 1)) == 0);

@@ -32,8 +32,8 @@ kWidenTransposed(const T* A, float* X, i64 M, i64 K, i64 lda, i64 padded_m) {
 template <class T, int SUBG_SIZE, int ROW_GROUPS, int ROWS, int TILE_M>
 BNB_KERNEL(SUBG_SIZE* ROW_GROUPS, SUBG_SIZE)
 kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const float* absmax, const u8* absmax_8bit,
-                     const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
-                     i32 data_type, T* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
+                     const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype, i32 data_type,
+                     T* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const u32 lane = lane_id();
   const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
@@ -156,8 +156,7 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
     const u32 row = r + lane;
     if (row < static_cast<u32>(rows)) {
       const float add = bias ? to_float((bias + row0)[row]) : 0.0f;
-      for (int m = 0; m < here; m++)
-        (out + (m0 + m) * ldc + row0)[row] = from_float<T>(K ? total[row * kTile + m] + add : add);
+      for (int m = 0; m < here; m++) (out + (m0 + m) * ldc + row0)[row] = from_float<T>(K ? total[row * kTile + m] + add : add);
     }
   }
 }
@@ -168,9 +167,9 @@ BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kgemm_4bit_inference_along_k(i64 M, i64 N, i64 K, const T* A, const u8* B, const float* absmax, const u8* absmax_8bit,
                              const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
                              i32 data_type, T* out, i64 lda, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
-  dot_4bit<T, GROUP_SIZE, NUM_PER_THREAD, SUBG_SIZE, ROWS, STEPS, TILE_M>(
-      M, N, K, A, B, {absmax, absmax_8bit, absmax_code, absmax_offset}, bias, datatype, data_type, out, lda, ldb, ldc,
-      tiles_m, shift);
+  dot_4bit<T, GROUP_SIZE, NUM_PER_THREAD, SUBG_SIZE, ROWS, STEPS, TILE_M>(M, N, K, A, B,
+                                                                          {absmax, absmax_8bit, absmax_code, absmax_offset}, bias,
+                                                                          datatype, data_type, out, lda, ldb, ldc, tiles_m, shift);
 }
 
 }  // namespace bnb

@@ -4,8 +4,8 @@
 
 namespace bnb {
 
-// The bias (a value a column) has bias_type, or is null; the addend (a matrix) may be null. Tiles of HEIGHT rows, as in int8.h; with NUM_PER_TH > 1, A, addend and out are aligned
-// to what a lane moves.
+// The bias (a value a column) has bias_type, or is null; the addend (a matrix) may be null. Tiles of HEIGHT rows, as in int8.h;
+// with NUM_PER_TH > 1, A, addend and out are aligned to what a lane moves.
 template <class T, int NUM_PER_TH, int STEPS, int HEIGHT, int GROUP_SIZE, int SUBG_SIZE>
 BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kdequant_mm_int32(const i32* A, const float* rowStats, const float* colStats, T* out, const void* bias, i32 bias_type,

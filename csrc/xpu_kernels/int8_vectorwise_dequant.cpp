@@ -3,7 +3,6 @@
 
 namespace bnb {
 
-
 // stats of row r is stats[r * stride]: a stride of 0 is one value for all rows. Tiles of HEIGHT rows, as in int8.h; with
 // NUM_PER_TH > 1, A and out are aligned to what a lane moves.
 template <class T, int NUM_PER_TH, int STEPS, int HEIGHT, int GROUP_SIZE, int SUBG_SIZE>

@@ -193,7 +193,7 @@ kColumnStats(const T* A, float* out, float threshold, i64 rows, i64 cols, i64 he
   const float limit = all ? __builtin_inff() : threshold;
   // Magnitudes are compared as bits: NaN is above infinity.
   u32 tops[STEPS][NUM_PER_TH] = {};
-  const auto look = [&](const pack<T, NUM_PER_TH>& values, u32 (&top)[NUM_PER_TH]) __attribute__((always_inline)) {
+  const auto look = [&](const pack<T, NUM_PER_TH>& values, u32(&top)[NUM_PER_TH]) __attribute__((always_inline)) {
 #pragma unroll
     for (int j = 0; j < NUM_PER_TH; j++) {
       const float size = magnitude(to_float(values.v[j]));

@@ -84,7 +84,9 @@ struct MatrixUnit<T, 16> {
   static BNB_INLINE u32 part(u32) { return 0; }
   static BNB_INLINE u32 loaded(u32, int i) { return i; }
   template <int WORDS>
-  static BNB_INLINE u32 offset(u32 lane) { return lane * kHeld<WORDS>; }
+  static BNB_INLINE u32 offset(u32 lane) {
+    return lane * kHeld<WORDS>;
+  }
   static BNB_INLINE u32 at(u32 row, u32 token) { return token * 16 + row; }
 
   template <int WORDS>
@@ -147,7 +149,9 @@ struct MatrixUnit<T, 32> {
   static BNB_INLINE u32 part(u32 lane) { return lane % 4; }
   static BNB_INLINE u32 loaded(u32 lane, int) { return lane / 4; }
   template <int WORDS>
-  static BNB_INLINE u32 offset(u32 lane) { return lane % 4 * kHeld<WORDS>; }
+  static BNB_INLINE u32 offset(u32 lane) {
+    return lane % 4 * kHeld<WORDS>;
+  }
   static BNB_INLINE u32 at(u32 row, u32 token) { return (row / 8 * 2 + token % 2) * 32 + row % 8 * 4 + token / 2; }
 
   template <int WORDS>
@@ -189,8 +193,8 @@ struct MatrixUnit<T, 32> {
         const u32 weight[2] = {shuffle(w[half_of_k * 2], first + q), shuffle(w[half_of_k * 2 + 1], first + q)};
 #pragma unroll
         for (int c = 0; c < 4; c++)
-          sums[c] += low_half<T>(weight[c / 2]) * low_half<T>(from[c % 2]) +
-                     high_half<T>(weight[c / 2]) * high_half<T>(from[c % 2]);
+          sums[c] +=
+              low_half<T>(weight[c / 2]) * low_half<T>(from[c % 2]) + high_half<T>(weight[c / 2]) * high_half<T>(from[c % 2]);
       }
     }
 #endif

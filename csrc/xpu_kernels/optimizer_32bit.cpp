@@ -79,36 +79,33 @@ kOptimizer32bit2State(const T* g, T* p, float* state1, float* state2, const floa
     const bool keep = skip_zeros && g == 0;
     p = keep ? p : q, s1 = keep ? s1 : t1, s2 = keep ? s2 : t2, s3 = keep ? s3 : t3;
   };
-  walk<TILE_SIZE, N, GROUP_SIZE, SUBG_SIZE>(
-      n, wide,
-      [&](i64 base) __attribute__((always_inline)) {
-        const u32 lane = lane_id();
-        float gs[N], ps[N], s1[N], s2[N], s3[N] = {};
-        load<N>(g + base, lane, gs);
-        load<N>(p + base, lane, ps);
-        load<N>(state1 + base, lane, s1);
-        load<N>(state2 + base, lane, s2);
-        if constexpr (OPTIMIZER == ADEMAMIX) load<N>(state3 + base, lane, s3);
+  walk<TILE_SIZE, N, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](i64 base) __attribute__((always_inline)) {
+    const u32 lane = lane_id();
+    float gs[N], ps[N], s1[N], s2[N], s3[N] = {};
+    load<N>(g + base, lane, gs);
+    load<N>(p + base, lane, ps);
+    load<N>(state1 + base, lane, s1);
+    load<N>(state2 + base, lane, s2);
+    if constexpr (OPTIMIZER == ADEMAMIX) load<N>(state3 + base, lane, s3);
 #pragma unroll
-        for (int j = 0; j < N; j++) one(gs[j], ps[j], s1[j], s2[j], s3[j]);
-        store<N>(p + base, lane, ps);
-        store<N>(state1 + base, lane, s1);
-        store<N>(state2 + base, lane, s2);
-        if constexpr (OPTIMIZER == ADEMAMIX) store<N>(state3 + base, lane, s3);
-      },
-      [&](i64 i) __attribute__((always_inline)) {
-        float value = to_float(p[i]), s3 = OPTIMIZER == ADEMAMIX ? state3[i] : 0.0f;
-        one(to_float(g[i]), value, state1[i], state2[i], s3);
-        p[i] = from_float<T>(value);
-        if constexpr (OPTIMIZER == ADEMAMIX) state3[i] = s3;
-      });
+    for (int j = 0; j < N; j++) one(gs[j], ps[j], s1[j], s2[j], s3[j]);
+    store<N>(p + base, lane, ps);
+    store<N>(state1 + base, lane, s1);
+    store<N>(state2 + base, lane, s2);
+    if constexpr (OPTIMIZER == ADEMAMIX) store<N>(state3 + base, lane, s3);
+  }, [&](i64 i) __attribute__((always_inline)) {
+    float value = to_float(p[i]), s3 = OPTIMIZER == ADEMAMIX ? state3[i] : 0.0f;
+    one(to_float(g[i]), value, state1[i], state2[i], s3);
+    p[i] = from_float<T>(value);
+    if constexpr (OPTIMIZER == ADEMAMIX) state3[i] = s3;
+  });
 }
 
 template <class T, int OPTIMIZER, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE>
 BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kOptimizer32bit1State(const T* g, T* p, float* state1, const float* unorm, float max_unorm, float param_norm, float beta1,
-                      float beta2, float eps, float weight_decay, i32 first, float lr, float gnorm_scale, i32 skip_zeros,
-                      i32 wide, i64 n) {
+                      float beta2, float eps, float weight_decay, i32 first, float lr, float gnorm_scale, i32 skip_zeros, i32 wide,
+                      i64 n) {
   constexpr int N = NUM_PER_TH;
   const float scale = trust_ratio(unorm, max_unorm, max_unorm * param_norm + eps);
   const Step step{beta1, beta2, 0, 0, eps, weight_decay, 0, 0, first != 0, lr, scale};
@@ -118,24 +115,21 @@ kOptimizer32bit1State(const T* g, T* p, float* state1, const float* unorm, float
     const bool keep = skip_zeros && g == 0;
     p = keep ? p : q, s1 = keep ? s1 : t1;
   };
-  walk<TILE_SIZE, N, GROUP_SIZE, SUBG_SIZE>(
-      n, wide,
-      [&](i64 base) __attribute__((always_inline)) {
-        const u32 lane = lane_id();
-        float gs[N], ps[N], s1[N];
-        load<N>(g + base, lane, gs);
-        load<N>(p + base, lane, ps);
-        load<N>(state1 + base, lane, s1);
+  walk<TILE_SIZE, N, GROUP_SIZE, SUBG_SIZE>(n, wide, [&](i64 base) __attribute__((always_inline)) {
+    const u32 lane = lane_id();
+    float gs[N], ps[N], s1[N];
+    load<N>(g + base, lane, gs);
+    load<N>(p + base, lane, ps);
+    load<N>(state1 + base, lane, s1);
 #pragma unroll
-        for (int j = 0; j < N; j++) one(gs[j], ps[j], s1[j]);
-        store<N>(p + base, lane, ps);
-        store<N>(state1 + base, lane, s1);
-      },
-      [&](i64 i) __attribute__((always_inline)) {
-        float value = to_float(p[i]);
-        one(to_float(g[i]), value, state1[i]);
-        p[i] = from_float<T>(value);
-      });
+    for (int j = 0; j < N; j++) one(gs[j], ps[j], s1[j]);
+    store<N>(p + base, lane, ps);
+    store<N>(state1 + base, lane, s1);
+  }, [&](i64 i) __attribute__((always_inline)) {
+    float value = to_float(p[i]);
+    one(to_float(g[i]), value, state1[i]);
+    p[i] = from_float<T>(value);
+  });
 }
 
 // partial[sub-group] = the sum over its elements of term(i), in a fixed order.
@@ -156,9 +150,8 @@ BNB_INLINE void partial_sums(float* partial, i64 sub_groups, i64 n, Term&& term)
 // The square of the norm of the update that is to come; of ADEMAMIX the sum of its first state, as in bitsandbytes.
 template <class T, int OPTIMIZER, int GROUP_SIZE, int SUBG_SIZE>
 BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
-kPreconditionOptimizer32bit2State(const T* g, const float* state1, const float* state2, float* partial, float beta1,
-                                  float beta2, float eps, float correction1, float correction2, float gnorm_scale,
-                                  i64 sub_groups, i64 n) {
+kPreconditionOptimizer32bit2State(const T* g, const float* state1, const float* state2, float* partial, float beta1, float beta2,
+                                  float eps, float correction1, float correction2, float gnorm_scale, i64 sub_groups, i64 n) {
   partial_sums<GROUP_SIZE, SUBG_SIZE>(partial, sub_groups, n, [&](i64 base) __attribute__((always_inline)) {
     const u32 lane = lane_id();
     if constexpr (OPTIMIZER == ADEMAMIX) return (state1 + base)[lane];

@@ -404,8 +404,8 @@ kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, co
 template <class T, int OPTIMIZER, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE>
 BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
 kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* quantiles1, float* absmax1, float beta1, float beta2,
-                                    float eps, float weight_decay, i32 first, float lr, float gnorm_scale, i32 skip_zeros,
-                                    i32 wide, i64 n) {
+                                    float eps, float weight_decay, i32 first, float lr, float gnorm_scale, i32 skip_zeros, i32 wide,
+                                    i64 n) {
   static local_memory<MapFor<NUM_PER_TH, true>> memory1;
   const auto map1 = map_for<GROUP_SIZE, SUBG_SIZE>(memory1.data, quantiles1);
   const Step step{beta1, beta2, 0, 0, eps, weight_decay, 0, 0, first != 0, lr, 1.0f};

@@ -54,9 +54,7 @@ BNB_INLINE u32 code_of_4bit(float in_lane, float x) {
 constexpr Tree thresholds_of(int data_type) {
   Tree list{};
   for (int i = 0; i < 16; i++)
-    list.at[i] = i >= (data_type == NF4 ? 15 : 7) ? __builtin_inff()
-                 : data_type == NF4               ? kNF4Bounds[i]
-                                                  : kFP4Bounds[i];
+    list.at[i] = i >= (data_type == NF4 ? 15 : 7) ? __builtin_inff() : data_type == NF4 ? kNF4Bounds[i] : kFP4Bounds[i];
   return list;
 }
 constexpr Tree kNF4Thresholds = thresholds_of(NF4), kFP4Thresholds = thresholds_of(FP4);

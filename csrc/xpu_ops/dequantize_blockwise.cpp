@@ -40,8 +40,8 @@ void dequantizeBlockwise(const float* code, const uint8_t* A, const float* absma
   const Shape wide = shape_of(kind, sizeof(T), packed, true);
   const int32_t shift = shift_of(blocksize);
   const int64_t least = wide.num_per_th == 2 ? 32 : wide.num_per_th;
-  const bool vectorised = n < k32BitWords && shift >= 0 && blocksize >= least && aligned(A, packed ? wide.num_per_th / 2 : wide.num_per_th) &&
-                          aligned(out, wide.num_per_th * sizeof(T));
+  const bool vectorised = n < k32BitWords && shift >= 0 && blocksize >= least &&
+                          aligned(A, packed ? wide.num_per_th / 2 : wide.num_per_th) && aligned(out, wide.num_per_th * sizeof(T));
   const Shape shape = shape_of(kind, sizeof(T), packed, vectorised);
   kernel<T, DATA_TYPE>(kind, vectorised)
       .submit(*queue, (n + shape.tile - 1) / shape.tile, shape.group, code, A, absmax, out, blocksize, shift, n);

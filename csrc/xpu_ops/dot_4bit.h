@@ -36,7 +36,8 @@ bool fits(Kind kind, const Product<T>& p) {
   // The lanes hold the scales of 32 codes each: as many blocks as lanes at blocksize 32, if the row begins with one.
   const bool scales_fit = p.blocksize > 32 || p.ldb % 32 == 0;
   const bool counted_in_32_bits = p.n * p.ldb < k32BitWords;
-  return scales_fit && counted_in_32_bits && p.k % 8 == 0 && p.ldb % 8 == 0 && p.lda % 8 == 0 && aligned(p.A, 8 * sizeof(T)) && aligned(p.B, 4);
+  return scales_fit && counted_in_32_bits && p.k % 8 == 0 && p.ldb % 8 == 0 && p.lda % 8 == 0 && aligned(p.A, 8 * sizeof(T)) &&
+         aligned(p.B, 4);
 }
 
 // log2 of a 4-bit type's blocksize.

@@ -40,12 +40,12 @@ const Kernel& tile_kernel(Kind kind, int tile) {
     if (k != Kind::cpu) return KernelName{};
     if (t >= kFirstAlongM) {
       const AlongMShape s = along_m_shape(t);
-      return KernelName{family_of<T>("/along_m"), instantiation("bnb::kgemm_4bit_inference_along_m", type_name<T>, sub_group_size(k),
-                                                                s.group_rows, s.rows, kTiles[t] / 16, s.chunk)};
+      return KernelName{family_of<T>("/along_m"), instantiation("bnb::kgemm_4bit_inference_along_m", type_name<T>,
+                                                                sub_group_size(k), s.group_rows, s.rows, kTiles[t] / 16, s.chunk)};
     }
     const TileShape s = kTileShape;
-    return KernelName{family_of<T>(""), instantiation("bnb::kgemm_4bit_inference", type_name<T>, sub_group_size(k), s.row_groups,
-                                                      s.rows, kTiles[t])};
+    return KernelName{family_of<T>(""),
+                      instantiation("bnb::kgemm_4bit_inference", type_name<T>, sub_group_size(k), s.row_groups, s.rows, kTiles[t])};
   }, "gemm_4bit", std::size(kTiles));
   return table.at(kind, tile);
 }
@@ -54,8 +54,8 @@ template <class T>
 const Kernel& widen_kernel(Kind kind, bool interleaved) {
   static const KernelTable table([](Kind k, int i) {
     if (k != Kind::cpu) return KernelName{};
-    return KernelName{family_of<T>(i ? "/along_m" : ""), instantiation("bnb::kWidenTransposed", type_name<T>, i ? "true" : "false",
-                                                                      sub_group_size(k))};
+    return KernelName{family_of<T>(i ? "/along_m" : ""),
+                      instantiation("bnb::kWidenTransposed", type_name<T>, i ? "true" : "false", sub_group_size(k))};
   }, "gemm_4bit", 2);
   return table.at(kind, interleaved);
 }
@@ -76,9 +76,11 @@ template <class T>
 const Kernel& along_k_kernel(Kind kind, Path path) {
   static const KernelTable table([](Kind k, int p) {
     const DotShape s = along_k_shape(k, Path(p));
-    return KernelName{family_of<T>(p == kAny ? "/any" : k == Kind::cpu ? "/along_k" : ""),
-                      instantiation("bnb::kgemm_4bit_inference_along_k", type_name<T>, s.group, s.num_per_thread,
-                                    sub_group_size(k), s.rows, s.steps, s.tile_m)};
+    return KernelName{family_of<T>(p == kAny        ? "/any"
+                                   : k == Kind::cpu ? "/along_k"
+                                                    : ""),
+                      instantiation("bnb::kgemm_4bit_inference_along_k", type_name<T>, s.group, s.num_per_thread, sub_group_size(k),
+                                    s.rows, s.steps, s.tile_m)};
   }, "gemm_4bit", kPaths.size());
   return table.at(kind, path);
 }
@@ -106,8 +108,8 @@ const Kernel& matrix_kernel(Kind kind, int path) {
     if (!has_matrix_unit(k)) return KernelName{};
     const MatrixShape s = matrix_shape(k, p);
     return KernelName{std::string("gemm_4bit_matrix/") + short_name<T>,
-                      instantiation("bnb::kgemm_4bit_inference_matrix", type_name<T>, sub_group_size(k), s.split_k,
-                                    s.row_groups, s.rows, s.steps, s.tile_m, s.words)};
+                      instantiation("bnb::kgemm_4bit_inference_matrix", type_name<T>, sub_group_size(k), s.split_k, s.row_groups,
+                                    s.rows, s.steps, s.tile_m, s.words)};
   }, "gemm_4bit_matrix", kMatrixPaths);
   return table.at(kind, path);
 }
@@ -136,9 +138,9 @@ void launch_matrix(const Product<T>& p, Kind kind, sycl::queue* queue) {
 // out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for up to 16 rows of A or more. Arguments as
 // gemv_4bit_inference's; scratch holds cgemm_4bit_scratch(m, k) bytes, and must live until the queue has come so far.
 template <class T>
-void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint8_t* B, const float* absmax,
-                         const float* datatype, T* out, int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize,
-                         sycl::queue* queue, DataType data_type, BnbStatistics nested, const T* bias, float* scratch) {
+void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint8_t* B, const float* absmax, const float* datatype,
+                         T* out, int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, sycl::queue* queue, DataType data_type,
+                         BnbStatistics nested, const T* bias, float* scratch) {
   nested.absmax = absmax;
   const Product<T> p{m, n, k, A, B, nested, datatype, data_type, bias, out, lda, ldb, ldc, blocksize};
   if (m <= 0 || n <= 0) return;
@@ -154,9 +156,10 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   const int64_t lanes = sub_group_size(kind), group = along_m ? lanes : lanes * kTileShape.row_groups;
   const int64_t rows = along_m ? along_m_shape(tile).group_rows : group * kTileShape.rows;
   if (k > 0) widen_kernel<T>(kind, along_m).submit(*queue, k / 32, lanes, A, scratch, m, k, lda, padded_m);
-  tile_kernel<T>(kind, tile).submit(*queue, tiles_m * ((n + rows - 1) / rows), group, m, n, k, static_cast<const float*>(scratch),
-                                    B, nested.absmax, nested.absmax_8bit, nested.absmax_code, nested.absmax_offset, bias,
-                                    datatype, static_cast<int32_t>(data_type), out, padded_m, ldb, ldc, tiles_m, shift);
+  tile_kernel<T>(kind, tile)
+      .submit(*queue, tiles_m * ((n + rows - 1) / rows), group, m, n, k, static_cast<const float*>(scratch), B, nested.absmax,
+              nested.absmax_8bit, nested.absmax_code, nested.absmax_offset, bias, datatype, static_cast<int32_t>(data_type), out,
+              padded_m, ldb, ldc, tiles_m, shift);
 }
 
 template <class T>
@@ -190,16 +193,15 @@ int64_t cgemm_4bit_panel_bytes(void* queue) {
 }
 
 int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
-                         const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda,
-                         int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias, void* scratch, void* queue,
-                         char* message, size_t message_size) {
+                         const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda, int64_t ldb,
+                         int64_t ldc, int64_t blocksize, const void* bias, void* scratch, void* queue, char* message,
+                         size_t message_size) {
   return bnb::guarded(message, message_size, [&] {
     bnb::with_dtype(dtype, [&](auto zero) {
       using T = decltype(zero);
-      bnb::gemm_4bit_inference<T>(m, n, k, static_cast<const T*>(A), B, statistics->absmax, datatype, static_cast<T*>(out),
-                                  lda, ldb, ldc, blocksize, static_cast<sycl::queue*>(queue),
-                                  static_cast<bnb::DataType>(data_type), *statistics, static_cast<const T*>(bias),
-                                  static_cast<float*>(scratch));
+      bnb::gemm_4bit_inference<T>(m, n, k, static_cast<const T*>(A), B, statistics->absmax, datatype, static_cast<T*>(out), lda,
+                                  ldb, ldc, blocksize, static_cast<sycl::queue*>(queue), static_cast<bnb::DataType>(data_type),
+                                  *statistics, static_cast<const T*>(bias), static_cast<float*>(scratch));
     });
   });
 }

@@ -18,16 +18,17 @@ template <class T>
 const Kernel& kernel(Kind kind, bool vectorised) {
   static const KernelTable table([](Kind k, int v) {
     const Shape s = shape_of(k, v);
-    return KernelName{std::string("int8_mm_dequant/") + short_name<T> + (v || k == Kind::cpu ? "" : "/any"),
-                      instantiation("bnb::kdequant_mm_int32", type_name<T>, s.num_per_th, s.steps, s.height, s.group,
-                                    sub_group_size(k))};
+    return KernelName{
+        std::string("int8_mm_dequant/") + short_name<T> + (v || k == Kind::cpu ? "" : "/any"),
+        instantiation("bnb::kdequant_mm_int32", type_name<T>, s.num_per_th, s.steps, s.height, s.group, sub_group_size(k))};
   }, "int8_mm_dequant", 2);
   return table.at(kind, vectorised);
 }
 
 }  // namespace
 
-// out = A * rowStats * colStats / 127² + bias + addend; the bias has bias_dtype, or is null, and so may be the addend. Asynchronous.
+// out = A * rowStats * colStats / 127² + bias + addend; the bias has bias_dtype, or is null, and so may be the addend.
+// Asynchronous.
 template <class T>
 void dequant_mm_int32(const int32_t* A, const float* rowStats, const float* colStats, T* out, const void* bias, int bias_dtype,
                       const T* addend, int64_t rows, int64_t cols, sycl::queue* queue) {
@@ -43,12 +44,14 @@ void dequant_mm_int32(const int32_t* A, const float* rowStats, const float* colS
               static_cast<int32_t>(bias ? bias_dtype : -1), addend, rows, cols);
 }
 
-static const bool registered = (kernel<half>(Kind::cpu, true), kernel<bfloat16>(Kind::cpu, true), kernel<float>(Kind::cpu, true), true);
+static const bool registered =
+    (kernel<half>(Kind::cpu, true), kernel<bfloat16>(Kind::cpu, true), kernel<float>(Kind::cpu, true), true);
 
 }  // namespace bnb
 
 int cdequant_mm_int32(int dtype, const int32_t* A, const float* row_stats, const float* col_stats, void* out, const void* bias,
-                      int bias_dtype, const void* addend, int64_t rows, int64_t cols, void* queue, char* message, size_t message_size) {
+                      int bias_dtype, const void* addend, int64_t rows, int64_t cols, void* queue, char* message,
+                      size_t message_size) {
   return bnb::guarded(message, message_size, [&] {
     bnb::with_dtype(dtype, [&](auto zero) {
       using T = decltype(zero);

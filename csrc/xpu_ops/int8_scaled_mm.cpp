@@ -21,28 +21,24 @@ void expect_cpu(const sycl::queue& queue) {
 
 template <class T>
 const Kernel& kernel(bool one_row) {
-  static const KernelTable table(
-      [](Kind k, int one) {
-        if (k != Kind::cpu) return KernelName{};
-        const bool exact = std::is_same_v<T, int32_t>;
-        const Shape s = shape_of(one);
-        return KernelName{exact ? std::string("int8_linear_matmul") : std::string("int8_scaled_mm/") + short_name<T>,
-                          instantiation("bnb::kInt8ScaledMM", exact ? "bnb::i32" : type_name<T>, s.group_rows, s.rows, s.tile_m,
-                                        s.steps, sub_group_size(k))};
-      },
-      "int8_scaled_mm", 2);
+  static const KernelTable table([](Kind k, int one) {
+    if (k != Kind::cpu) return KernelName{};
+    const bool exact = std::is_same_v<T, int32_t>;
+    const Shape s = shape_of(one);
+    return KernelName{exact ? std::string("int8_linear_matmul") : std::string("int8_scaled_mm/") + short_name<T>,
+                      instantiation("bnb::kInt8ScaledMM", exact ? "bnb::i32" : type_name<T>, s.group_rows, s.rows, s.tile_m,
+                                    s.steps, sub_group_size(k))};
+  }, "int8_scaled_mm", 2);
   return table.at(Kind::cpu, one_row);
 }
 
 template <class T>
 const Kernel& outlier_kernel() {
-  static const KernelTable table(
-      [](Kind k, int) {
-        if (k != Kind::cpu) return KernelName{};
-        return KernelName{std::string("int8_outlier_product/") + short_name<T>,
-                          instantiation("bnb::kInt8OutlierProduct", type_name<T>, kOutlierTile, kOutlierChunk, sub_group_size(k))};
-      },
-      "int8_scaled_mm", 1);
+  static const KernelTable table([](Kind k, int) {
+    if (k != Kind::cpu) return KernelName{};
+    return KernelName{std::string("int8_outlier_product/") + short_name<T>,
+                      instantiation("bnb::kInt8OutlierProduct", type_name<T>, kOutlierTile, kOutlierChunk, sub_group_size(k))};
+  }, "int8_scaled_mm", 1);
   return table.at(Kind::cpu, 0);
 }
 

@@ -19,9 +19,9 @@ template <class T>
 const Kernel& kernel(Kind kind, bool vectorised) {
   static const KernelTable table([](Kind k, int v) {
     const Shape s = shape_of<T>(k, v);
-    return KernelName{std::string("int8_vectorwise_dequant/") + short_name<T> + (v || k == Kind::cpu ? "" : "/any"),
-                      instantiation("bnb::kInt8VectorDequant", type_name<T>, s.num_per_th, s.steps, s.height, s.group,
-                                    sub_group_size(k))};
+    return KernelName{
+        std::string("int8_vectorwise_dequant/") + short_name<T> + (v || k == Kind::cpu ? "" : "/any"),
+        instantiation("bnb::kInt8VectorDequant", type_name<T>, s.num_per_th, s.steps, s.height, s.group, sub_group_size(k))};
   }, "int8_vectorwise_dequant", 2);
   return table.at(kind, vectorised);
 }
@@ -30,7 +30,8 @@ const Kernel& kernel(Kind kind, bool vectorised) {
 
 // out[r, c] = A[r, c] * stats[r * stride] / 127. Asynchronous.
 template <class T>
-void int8VectorDequant(const int8_t* A, const float* stats, T* out, int64_t stride, int64_t rows, int64_t cols, sycl::queue* queue) {
+void int8VectorDequant(const int8_t* A, const float* stats, T* out, int64_t stride, int64_t rows, int64_t cols,
+                       sycl::queue* queue) {
   if (rows <= 0 || cols <= 0) return;
   const Kind kind = device_of(*queue).kind;
   const size_t wide = 16 / sizeof(T);
@@ -39,11 +40,11 @@ void int8VectorDequant(const int8_t* A, const float* stats, T* out, int64_t stri
   const int64_t width = static_cast<int64_t>(s.num_per_th) * s.steps * sub_group_size(kind);
   const int64_t tiles = (cols + width - 1) / width * ((rows + s.height - 1) / s.height);
   const int64_t sub_groups = s.group / sub_group_size(kind);
-  kernel<T>(kind, vectorised)
-      .submit(*queue, (tiles + sub_groups - 1) / sub_groups, s.group, A, stats, out, stride, rows, cols);
+  kernel<T>(kind, vectorised).submit(*queue, (tiles + sub_groups - 1) / sub_groups, s.group, A, stats, out, stride, rows, cols);
 }
 
-static const bool registered = (kernel<half>(Kind::cpu, true), kernel<bfloat16>(Kind::cpu, true), kernel<float>(Kind::cpu, true), true);
+static const bool registered =
+    (kernel<half>(Kind::cpu, true), kernel<bfloat16>(Kind::cpu, true), kernel<float>(Kind::cpu, true), true);
 
 }  // namespace bnb
 

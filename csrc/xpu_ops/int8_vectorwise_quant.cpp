@@ -27,7 +27,7 @@ const Kernel& row_kernel(Kind kind, bool vectorised, bool sparse) {
   static const KernelTable table([](Kind k, int path) {
     const RowShape s = row_shape<T>(k, path & 1);
     return KernelName{family_of<T>(k, path & 1), instantiation("bnb::kInt8VectorQuant", type_name<T>, path >> 1, s.num_per_th,
-                                                              s.held, s.group, sub_group_size(k))};
+                                                               s.held, s.group, sub_group_size(k))};
   }, kStem, 4);
   return table.at(kind, vectorised + 2 * sparse);
 }
@@ -56,10 +56,10 @@ template <class T>
 const Kernel& column_kernel(Kind kind, bool vectorised, bool quantise) {
   static const KernelTable table([](Kind k, int path) {
     const ColumnShape s = column_shape<T>(k, path & 1, path >> 1);
-    return KernelName{"int8_double_quant" + family_of<T>(k, path & 1).substr(std::string(kStem).size()),
-                      path >> 1 ? instantiation("bnb::kInt8ColumnQuant", type_name<T>, s.num_per_th, s.steps, s.group, sub_group_size(k))
-                                : instantiation("bnb::kColumnStats", type_name<T>, s.shared, s.num_per_th, s.steps, s.group,
-                                                sub_group_size(k))};
+    return KernelName{
+        "int8_double_quant" + family_of<T>(k, path & 1).substr(std::string(kStem).size()),
+        path >> 1 ? instantiation("bnb::kInt8ColumnQuant", type_name<T>, s.num_per_th, s.steps, s.group, sub_group_size(k))
+                  : instantiation("bnb::kColumnStats", type_name<T>, s.shared, s.num_per_th, s.steps, s.group, sub_group_size(k))};
   }, kStem, 4);
   return table.at(kind, vectorised + 2 * quantise);
 }
@@ -92,7 +92,8 @@ void int8VectorQuant(const T* A, uint8_t* out, float* rowStats, uint8_t* outlier
   const RowShape s = row_shape<T>(kind, vectorised);
   const int64_t rows_a_group = s.held ? 1 : s.group / sub_group_size(kind);
   row_kernel<T>(kind, vectorised, sparse)
-      .submit(*queue, (rows + rows_a_group - 1) / rows_a_group, s.group, A, out, rowStats, outliers, rounded<T>(threshold), rows, cols);
+      .submit(*queue, (rows + rows_a_group - 1) / rows_a_group, s.group, A, out, rowStats, outliers, rounded<T>(threshold), rows,
+              cols);
 }
 
 // out[:, columns] = 0.

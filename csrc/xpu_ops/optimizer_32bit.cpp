@@ -92,9 +92,9 @@ void optimizer32bit(const T* g, T* p, float* state1, float* state2, float* unorm
 }
 
 static const bool registered = (for_every_optimizer([]<class T, Optimizer OPTIMIZER>() {
-                                  update_kernel<T, OPTIMIZER>(Kind::cpu);
-                                  norm_kernel<T, OPTIMIZER>(Kind::cpu, kPartial);
-                                }),
+  update_kernel<T, OPTIMIZER>(Kind::cpu);
+  norm_kernel<T, OPTIMIZER>(Kind::cpu, kPartial);
+}),
                                 true);
 
 }  // namespace bnb

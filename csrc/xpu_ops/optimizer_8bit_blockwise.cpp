@@ -20,11 +20,11 @@ template <class T, Optimizer OPTIMIZER>
 const Kernel& kernel(Kind kind) {
   static const KernelTable table([](Kind k, int) {
     const Shape s = shape_of(k, sizeof(T));
-    return KernelName{std::string("optimizer_8bit_blockwise/") + name_of(OPTIMIZER) + "/" + short_name<T>,
-                      instantiation(has_two_states(OPTIMIZER) ? "bnb::kOptimizerStatic8bit2StateBlockwise"
-                                                              : "bnb::kOptimizerStatic8bit1StateBlockwise",
-                                    type_name<T>, std::string("bnb::") + name_of(OPTIMIZER), s.tile, s.num_per_th, s.group,
-                                    sub_group_size(k))};
+    return KernelName{
+        std::string("optimizer_8bit_blockwise/") + name_of(OPTIMIZER) + "/" + short_name<T>,
+        instantiation(
+            has_two_states(OPTIMIZER) ? "bnb::kOptimizerStatic8bit2StateBlockwise" : "bnb::kOptimizerStatic8bit1StateBlockwise",
+            type_name<T>, std::string("bnb::") + name_of(OPTIMIZER), s.tile, s.num_per_th, s.group, sub_group_size(k))};
   }, "optimizer_8bit_blockwise", 1);
   return table.at(kind, 0);
 }
@@ -52,12 +52,12 @@ void optimizerStatic8bitBlockwise(T* p, const T* g, uint8_t* state1, uint8_t* st
                                       s.gnorm_scale, s.skip_zeros, wide, n);
   } else {
     kernel<T, OPTIMIZER>(kind).submit(*queue, groups, shape.group, p, g, state1, quantiles1, absmax1, s.beta1, s.beta2, s.eps,
-                                      s.weight_decay, static_cast<int32_t>(s.step == 1), s.lr, s.gnorm_scale, s.skip_zeros, wide, n);
+                                      s.weight_decay, static_cast<int32_t>(s.step == 1), s.lr, s.gnorm_scale, s.skip_zeros, wide,
+                                      n);
   }
 }
 
-static const bool registered =
-    (for_every_optimizer([]<class T, Optimizer OPTIMIZER>() { kernel<T, OPTIMIZER>(Kind::cpu); }), true);
+static const bool registered = (for_every_optimizer([]<class T, Optimizer OPTIMIZER>() { kernel<T, OPTIMIZER>(Kind::cpu); }), true);
 
 }  // namespace bnb
 

@@ -28,9 +28,10 @@ const Kernel& kernel(Kind kind, bool tiled) {
   static const KernelTable table([](Kind k, int p) {
     const bool is_tiled = p || DATA_TYPE != General8bit;  // 4-bit types have no other blocksizes
     const Shape s = shape_of(k, DATA_TYPE != General8bit, is_tiled);
-    return KernelName{std::string("quantize_blockwise/") + kDataTypeNames[DATA_TYPE] + "/" + short_name<T> + (is_tiled ? "" : "/any"),
-                      instantiation("bnb::kQuantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
-                                    std::string("bnb::") + kDataTypeNames[DATA_TYPE], s.group, sub_group_size(k))};
+    return KernelName{
+        std::string("quantize_blockwise/") + kDataTypeNames[DATA_TYPE] + "/" + short_name<T> + (is_tiled ? "" : "/any"),
+        instantiation("bnb::kQuantizeBlockwise", type_name<T>, s.tile, s.num_per_th,
+                      std::string("bnb::") + kDataTypeNames[DATA_TYPE], s.group, sub_group_size(k))};
   }, "quantize_blockwise", 2);
   return table.at(kind, tiled);
 }
@@ -54,8 +55,8 @@ void quantizeBlockwise(const float* code, const T* A, float* absmax, uint8_t* ou
     const size_t alignment = kind == Kind::cpu ? (pairs && sizeof(T) == 2 ? 4 : sizeof(T)) : 16;
     const bool vectorised = aligned(A, alignment) && (kind == Kind::cpu || aligned(out, packed ? 4 : 8));
     kernel<T, DATA_TYPE>(kind, true)
-        .submit(*queue, (n + tiles.tile - 1) / tiles.tile, tiles.group, code, A, absmax, out, blocksize, shift,
-                int32_t{vectorised}, n);
+        .submit(*queue, (n + tiles.tile - 1) / tiles.tile, tiles.group, code, A, absmax, out, blocksize, shift, int32_t{vectorised},
+                n);
   } else {
     const Shape shape = shape_of(kind, packed, false);
     const int32_t lanes = sub_group_size(kind);
@@ -76,8 +77,8 @@ static const bool registered = (register_kernels<half>(), register_kernels<bfloa
 
 }  // namespace bnb
 
-int cquantize_blockwise(int dtype, int data_type, const float* code, const void* A, float* absmax, uint8_t* out,
-                        int64_t blocksize, int64_t n, void* queue, char* message, size_t message_size) {
+int cquantize_blockwise(int dtype, int data_type, const float* code, const void* A, float* absmax, uint8_t* out, int64_t blocksize,
+                        int64_t n, void* queue, char* message, size_t message_size) {
   return bnb::guarded(message, message_size, [&] {
     bnb::with_dtype(dtype, [&](auto zero) {
       using T = decltype(zero);

@@ -148,8 +148,8 @@ std::string opencl_binaries(const std::vector<sycl::kernel>& kernels, const std:
   std::vector<cl_program> programs;
   std::vector<uint64_t> program_of;
   for (const sycl::kernel& kernel : kernels) {
-    const cl_program program = cl_value(sycl::get_native<sycl::backend::opencl>(kernel), cl.get_kernel_info,
-                                        CL_KERNEL_PROGRAM, cl_program{});
+    const cl_program program =
+        cl_value(sycl::get_native<sycl::backend::opencl>(kernel), cl.get_kernel_info, CL_KERNEL_PROGRAM, cl_program{});
     size_t i = 0;
     while (i < programs.size() && programs[i] != program) i++;
     if (i == programs.size()) programs.push_back(program);
@@ -175,8 +175,8 @@ std::string opencl_binaries(const std::vector<sycl::kernel>& kernels, const std:
 sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& device, const std::vector<const Kernel*>& members) {
   std::vector<std::string> names;
   for (const Kernel* kernel : members) names.push_back(kernel->name);
-  auto bundle = syclex::create_kernel_bundle_from_source(device.context, syclex::source_language::sycl,
-                                                         source_of(members[0]->stem));
+  auto bundle =
+      syclex::create_kernel_bundle_from_source(device.context, syclex::source_language::sycl, source_of(members[0]->stem));
   // Our kernels need no device library; libsycl 8 looks for one, in files that its package on PyPI lacks.
   std::vector<std::string> options;
 #if __LIBSYCL_MAJOR_VERSION < 9
@@ -346,7 +346,9 @@ struct Runtime {
     const int64_t lanes = device.get_info<sycl::info::device::max_compute_units>() * (kind == Kind::cpu ? 16LL : 128LL);
     std::ostringstream description, backend;
     backend << device.get_backend();
-    description << name_of(kind) << '\n' << backend.str() << '\n' << name << '\n'
+    description << name_of(kind) << '\n'
+                << backend.str() << '\n'
+                << name << '\n'
                 << device.get_info<sycl::info::device::version>() << '\n'
                 << device.get_info<sycl::info::device::driver_version>();
     devices[index].reset(new Device{index, kind, queue.get_context(), device, lanes, description.str()});
@@ -480,7 +482,8 @@ int bnb_xpu_load(int device, const char* family, const char* data, size_t size, 
 int bnb_xpu_spirv(int device, const char* family, const char* kind, char** data, size_t* size, char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
     bnb::Writer writer;
-    for (const auto& image : bnb::images_of(bnb::build_source(Runtime::get().at(device), bnb::family_members(family, bnb::kind_of(kind)))))
+    for (const auto& image :
+         bnb::images_of(bnb::build_source(Runtime::get().at(device), bnb::family_members(family, bnb::kind_of(kind)))))
       writer.text(image);
     *data = bnb::copy_out(writer.take(), size);
   });

@@ -23,29 +23,27 @@ struct BnbStatistics {
 
 // ---- operators ------------------------------------------------------------------------------------------------------
 // out[i] = code[A[i]] * absmax[i / blocksize] for i < n; `code` (256 entries) is read for BNB_GENERAL8BIT alone.
-BNB_EXPORT int cdequantize_blockwise(int dtype, int data_type, const float* code, const uint8_t* A,
-                                     const float* absmax, void* out, int64_t blocksize, int64_t n, void* queue,
-                                     char* message, size_t message_size);
+BNB_EXPORT int cdequantize_blockwise(int dtype, int data_type, const float* code, const uint8_t* A, const float* absmax, void* out,
+                                     int64_t blocksize, int64_t n, void* queue, char* message, size_t message_size);
 
 // absmax[b] = the largest magnitude of block b, out = the codes of A[i] / absmax[i / blocksize] for i < n, in
 // ceil(n / 2) bytes for 4-bit types; `code` (256 entries) is read for BNB_GENERAL8BIT alone. blocksize is any positive
 // number, for 4-bit types a power of two from 32 to 4096.
-BNB_EXPORT int cquantize_blockwise(int dtype, int data_type, const float* code, const void* A, float* absmax,
-                                   uint8_t* out, int64_t blocksize, int64_t n, void* queue, char* message,
-                                   size_t message_size);
+BNB_EXPORT int cquantize_blockwise(int dtype, int data_type, const float* code, const void* A, float* absmax, uint8_t* out,
+                                   int64_t blocksize, int64_t n, void* queue, char* message, size_t message_size);
 
 // out[m, n] = A[m, k] B[n, k]^T (+ bias[n]). `datatype` is a table of 16 on the device, or null for that of data_type.
 BNB_EXPORT int cgemv_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
-                                    const BnbStatistics* statistics, const float* datatype, int data_type, void* out,
-                                    int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
-                                    void* queue, char* message, size_t message_size);
+                                    const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda,
+                                    int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias, void* queue, char* message,
+                                    size_t message_size);
 
 // The same, with B read once for several rows of A. `scratch` is null, or memory of the device: as many bytes as
 // cgemm_4bit_scratch says, aligned to 64.
 BNB_EXPORT int cgemm_4bit_inference(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B,
-                                    const BnbStatistics* statistics, const float* datatype, int data_type, void* out,
-                                    int64_t lda, int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias,
-                                    void* scratch, void* queue, char* message, size_t message_size);
+                                    const BnbStatistics* statistics, const float* datatype, int data_type, void* out, int64_t lda,
+                                    int64_t ldb, int64_t ldc, int64_t blocksize, const void* bias, void* scratch, void* queue,
+                                    char* message, size_t message_size);
 BNB_EXPORT int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue);
 // Up to so many rows of A cgemm_4bit_inference is the way to go; for more, dequantise and multiply.
 BNB_EXPORT int64_t cgemm_4bit_max_rows(int dtype, void* queue);
@@ -69,8 +67,7 @@ BNB_EXPORT int cint8_zero_columns(int8_t* out, const int64_t* columns, int64_t n
 // col_stats[c] = max |A[r, c]|; out = A * 127 / col_stats, rounded; magnitudes from a threshold > 0 on count for nothing
 // and become 0. `scratch` holds ceil(rows / height) * cols values; it may be null if height >= rows.
 BNB_EXPORT int cint8_column_quant(int dtype, const void* A, int8_t* out, float* col_stats, float* scratch, float threshold,
-                                  int64_t rows, int64_t cols, int64_t height, void* queue, char* message,
-                                  size_t message_size);
+                                  int64_t rows, int64_t cols, int64_t height, void* queue, char* message, size_t message_size);
 
 // out[r, c] = A[r, c] * stats[r * stride] / 127; `dtype` is out's.
 BNB_EXPORT int cint8_vector_dequant(int dtype, const int8_t* A, const float* stats, void* out, int64_t stride, int64_t rows,
@@ -91,9 +88,9 @@ BNB_EXPORT int cint8_linear_matmul(const int8_t* A, const int8_t* B, int32_t* ou
 
 // cdequant_mm_int32 of that product, its addend outliers[m, n_columns] times B's columns of these numbers scaled
 // back to dtype (cint8_vector_dequant). `dtype` is out's and outliers'; bias may be null, and the last two if n_columns is 0.
-BNB_EXPORT int cint8_scaled_mm(int dtype, const int8_t* A, const int8_t* B, const float* row_stats, const float* col_stats, void* out,
-                               const void* bias, int bias_dtype, const void* outliers, const int64_t* columns, int64_t n_columns,
-                               int64_t m, int64_t n, int64_t k, void* queue, char* message, size_t message_size);
+BNB_EXPORT int cint8_scaled_mm(int dtype, const int8_t* A, const int8_t* B, const float* row_stats, const float* col_stats,
+                               void* out, const void* bias, int bias_dtype, const void* outliers, const int64_t* columns,
+                               int64_t n_columns, int64_t m, int64_t n, int64_t k, void* queue, char* message, size_t message_size);
 
 // For XPUs of which cint8_few_rows is not 0: that addend alone, out[m, n], of `dtype` like the outliers.
 BNB_EXPORT int cint8_outlier_product(int dtype, const void* outliers, const int8_t* B, const int64_t* columns, int64_t n_columns,
@@ -119,10 +116,10 @@ BNB_EXPORT int coptimizer32bit(int dtype, int optimizer, const void* g, void* p,
 
 // The same with 8-bit states in blocks of 256, and the maps (256 increasing values) and absmax (one for each block; of
 // ADEMAMIX's state1 two rows) that go with them.
-BNB_EXPORT int coptimizer_static_8bit_blockwise(int dtype, int optimizer, void* p, const void* g, uint8_t* state1,
-                                                uint8_t* state2, const float* quantiles1, const float* quantiles2,
-                                                float* absmax1, float* absmax2, const BnbOptimizerStep* step, int64_t n,
-                                                void* queue, char* message, size_t message_size);
+BNB_EXPORT int coptimizer_static_8bit_blockwise(int dtype, int optimizer, void* p, const void* g, uint8_t* state1, uint8_t* state2,
+                                                const float* quantiles1, const float* quantiles2, float* absmax1, float* absmax2,
+                                                const BnbOptimizerStep* step, int64_t n, void* queue, char* message,
+                                                size_t message_size);
 
 // ---- memory shared by host and device: paged optimizer states ------------------------------------------------------
 // *shared = 1 if the queue's device can use the memory at `pointer`, which the host can too.
@@ -143,7 +140,8 @@ BNB_EXPORT void bnb_xpu_set_builder(BnbBuilder builder);
 
 // The index of the queue's device in this process (also 0 or more for a device seen before), or -1.
 BNB_EXPORT int bnb_xpu_open(void* queue, char* message, size_t message_size);
-// "kind\nbackend\nname\nversion\ndriver" of an opened device; kind is cpu, gpu16, gpu32, xmx16 or mma32. Valid for the process' life.
+// "kind\nbackend\nname\nversion\ndriver" of an opened device; kind is cpu, gpu16, gpu32, xmx16 or mma32. Valid for the process'
+// life.
 BNB_EXPORT const char* bnb_xpu_describe(int device);
 // Families of a kind, a line each: "family\tkernel\tkernel…". Valid for the process' life.
 BNB_EXPORT const char* bnb_xpu_families(const char* kind);
@@ -157,8 +155,7 @@ enum BnbFormat { BNB_FORMAT_BEST = 0, BNB_FORMAT_SPIRV = 1 };
 // Compile a family for a device from source and install it; *data (free with bnb_xpu_free) is what bnb_xpu_load takes.
 BNB_EXPORT int bnb_xpu_compile(int device, const char* family, int format, char** data, size_t* size, char* message,
                                size_t message_size);
-BNB_EXPORT int bnb_xpu_load(int device, const char* family, const char* data, size_t size, char* message,
-                            size_t message_size);
+BNB_EXPORT int bnb_xpu_load(int device, const char* family, const char* data, size_t size, char* message, size_t message_size);
 // SPIR-V of a family as compiled for another kind of device, for offline compilers; one module after another, each
 // preceded by its size as 8 bytes, little-endian.
 BNB_EXPORT int bnb_xpu_spirv(int device, const char* family, const char* kind, char** data, size_t* size, char* message,

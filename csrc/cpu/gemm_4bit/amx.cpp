@@ -157,8 +157,8 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
   const char* const b = static_cast<const char*>(panels);
   const int64_t width = count * kPanel;
   for (int64_t i = 0; i < count; i += 2) {
-    const auto run = height == kRows ? (i + 1 < count ? &tiles_of<1, 2> : &tiles_of<1, 1>)
-                                     : (i + 1 < count ? &tiles_of<2, 2> : &tiles_of<2, 1>);
+    const auto run =
+        height == kRows ? (i + 1 < count ? &tiles_of<1, 2> : &tiles_of<1, 1>) : (i + 1 < count ? &tiles_of<2, 2> : &tiles_of<2, 1>);
     run(a, height, b + i * stride, stride, k, C + i * kPanel * kRows, width);
   }
 }

@@ -129,8 +129,10 @@ void tile_of(const float* a, const float* b, int64_t k, float* c, int64_t width)
 }
 
 void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
+  // clang-format off
   constexpr decltype(&tile_of<1>) kTiles[] = {nullptr,     &tile_of<1>, &tile_of<2>, &tile_of<3>,
                                               &tile_of<4>, &tile_of<5>, &tile_of<6>};
+  // clang-format on
   for (int64_t i = 0; i < count; i++)
     kTiles[height](static_cast<const float*>(tile), static_cast<const float*>(panels) + i * stride / 4, k, C + i * kPanel,
                    count * kPanel);

@@ -48,19 +48,21 @@ void tile_of(const uint32_t* a, const uint32_t* b, int64_t stride, int64_t pairs
     for (int i = 0; i < PANELS; i++) _mm512_storeu_ps(c + r * width + i * kPanel, sum[r][i]);
 }
 
+// clang-format off
 template <int PANELS>
 constexpr decltype(&tile_of<1, PANELS>) kTiles[] = {
     nullptr,             &tile_of<1, PANELS>, &tile_of<2, PANELS>,  &tile_of<3, PANELS>,  &tile_of<4, PANELS>,
     &tile_of<5, PANELS>, &tile_of<6, PANELS>, &tile_of<7, PANELS>,  &tile_of<8, PANELS>,  &tile_of<9, PANELS>,
     &tile_of<10, PANELS>, &tile_of<11, PANELS>, &tile_of<12, PANELS>, &tile_of<13, PANELS>, &tile_of<14, PANELS>};
+// clang-format on
 
 void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
   const uint32_t* const a = static_cast<const uint32_t*>(tile);
   const uint32_t* const b = static_cast<const uint32_t*>(panels);
   const int64_t dwords = stride / 4, width = count * kPanel;
   int64_t i = 0;
-  for (; i + 2 <= count; i += 2) kTiles<2>[height](a, b + i * dwords, dwords, k / 2, C + i * kPanel, width);
-  if (i < count) kTiles<1>[height](a, b + i * dwords, dwords, k / 2, C + i * kPanel, width);
+  for (; i + 2 <= count; i += 2) (*kTiles<2>[height])(a, b + i * dwords, dwords, k / 2, C + i * kPanel, width);
+  if (i < count) (*kTiles<1>[height])(a, b + i * dwords, dwords, k / 2, C + i * kPanel, width);
 }
 
 const Implementation bfloat16_pairs{

@@ -86,19 +86,21 @@ void tile_of(const char* a, const char* b, int64_t stride, int64_t k, float* c, 
   }
 }
 
+// clang-format off
 template <int PANELS>
 constexpr decltype(&tile_of<1, PANELS>) kTiles[] = {
     nullptr,             &tile_of<1, PANELS>, &tile_of<2, PANELS>, &tile_of<3, PANELS>,  &tile_of<4, PANELS>,
     &tile_of<5, PANELS>, &tile_of<6, PANELS>, &tile_of<7, PANELS>, &tile_of<8, PANELS>,  &tile_of<9, PANELS>,
     &tile_of<10, PANELS>, &tile_of<11, PANELS>, &tile_of<12, PANELS>};
+// clang-format on
 
 void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
   const char* const a = static_cast<const char*>(tile);
   const char* const b = static_cast<const char*>(panels);
   const int64_t width = count * kPanel;
   int64_t i = 0;
-  for (; i + 2 <= count; i += 2) kTiles<2>[height](a, b + i * stride, stride, k, C + i * kPanel, width);
-  if (i < count) kTiles<1>[height](a, b + i * stride, stride, k, C + i * kPanel, width);
+  for (; i + 2 <= count; i += 2) (*kTiles<2>[height])(a, b + i * stride, stride, k, C + i * kPanel, width);
+  if (i < count) (*kTiles<1>[height])(a, b + i * stride, stride, k, C + i * kPanel, width);
 }
 
 const Implementation int8{gemm_4bit_int8, Isa::avx512_vnni,

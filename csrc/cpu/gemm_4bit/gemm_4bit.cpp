@@ -147,8 +147,8 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
     const int64_t tiles = ceil_div(rows, kernel.max_tile);
     return std::min(kernel.max_tile, ceil_div(ceil_div(rows, tiles), kernel.tile_multiple) * kernel.tile_multiple);
   };
-  const int64_t block_rows = std::max<int64_t>(kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) /
-                                                                    kernel.max_tile * kernel.max_tile);
+  const int64_t block_rows = std::max<int64_t>(
+      kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) / kernel.max_tile * kernel.max_tile);
   const int64_t part = kPart;
   int64_t panels = p.m >= 64 ? kernel.max_panels : 2;
   while (panels > 4 && ceil_div(p.n, panels * kPanel) < thread_count(queue)) panels /= 2;
@@ -162,8 +162,8 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
     parallel_for(queue, tiles * steps, std::max<int64_t>(1, kGrain / (kPackStep * height)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
         const int64_t tile = i / steps, from = i % steps * kPackStep;
-        kernel.pack(p, row + tile * height, std::min(height, rows - tile * height), height, from,
-                    std::min(p.k, from + kPackStep), packed + tile * tile_bytes);
+        kernel.pack(p, row + tile * height, std::min(height, rows - tile * height), height, from, std::min(p.k, from + kPackStep),
+                    packed + tile * tile_bytes);
       }
     });
     const int64_t wide = panels * kPanel;

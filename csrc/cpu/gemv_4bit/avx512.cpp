@@ -164,7 +164,7 @@ void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int
     };
     for (int64_t from = 0; from < p.k; from += kPart)
       for (int64_t i = 0; i < these; i++)
-        with_rows(i, [&](const int64_t (&row)[ROWS], __m512 (&its)[ROWS][M]) {
+        with_rows(i, [&](const int64_t (&row)[ROWS], __m512(&its)[ROWS][M]) {
           __m512 registers[ROWS][M];
           for (int r = 0; r < ROWS; r++)
             for (int m = 0; m < M; m++) registers[r][m] = its[r][m];
@@ -172,7 +172,8 @@ void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int
           for (int r = 0; r < ROWS; r++)
             for (int m = 0; m < M; m++) its[r][m] = registers[r][m];
         });
-    for (int64_t i = 0; i < these; i++) with_rows(i, [&](const auto& row, const auto& its) { finish_rows<ROWS, M, T>(p, row, its); });
+    for (int64_t i = 0; i < these; i++)
+      with_rows(i, [&](const auto& row, const auto& its) { finish_rows<ROWS, M, T>(p, row, its); });
   }
 }
 

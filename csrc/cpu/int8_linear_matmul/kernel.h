@@ -96,8 +96,7 @@ inline void pack_scales(const Product& p, const Strip& s) {
         const int8_t* from = p.B + s.first * p.k + p.columns[j];
         for (int64_t c = 0; c < s.count; c++) codes[c] = from[c * p.k];
         for (int c = 0; c < kColumns; c += kLanes)
-          store(s.outliers + j * kColumns + c,
-                rounded<decltype(zero)>(load(codes + c) * load(s.scale + c) * broadcast(kOneBy127)));
+          store(s.outliers + j * kColumns + c, rounded<decltype(zero)>(load(codes + c) * load(s.scale + c) * broadcast(kOneBy127)));
       }
     });
 }
@@ -186,7 +185,8 @@ void scale_back(const Product& p, const int32_t* sums, int64_t row, const Strip&
 }
 
 // `count` rows from `row` on.
-inline void finish(const Product& p, const int32_t* sums, int64_t row, int64_t count, const Strip& s, const int32_t* packed_outliers) {
+inline void finish(const Product& p, const int32_t* sums, int64_t row, int64_t count, const Strip& s,
+                   const int32_t* packed_outliers) {
   if (p.sums) {
     for (int64_t r = 0; r < count; r++)
       __builtin_memcpy(p.sums + (row + r) * p.n + s.first, sums + r * kColumns, static_cast<size_t>(s.count) * 4);

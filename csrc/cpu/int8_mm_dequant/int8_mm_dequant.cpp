@@ -9,7 +9,8 @@ constexpr int64_t kGrain = 1 << 14;
 }  // namespace bnb::cpu
 
 int cdequant_mm_int32(int dtype, const int32_t* A, const float* row_stats, const float* col_stats, void* out, const void* bias,
-                      int bias_dtype, const void* addend, int64_t rows, int64_t cols, void* queue, char* message, size_t message_size) {
+                      int bias_dtype, const void* addend, int64_t rows, int64_t cols, void* queue, char* message,
+                      size_t message_size) {
   using namespace bnb::cpu;
   return guarded(message, message_size, [&] {
     if (rows <= 0 || cols <= 0) return;

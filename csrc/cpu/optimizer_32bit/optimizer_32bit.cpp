@@ -44,7 +44,8 @@ int coptimizer32bit(int dtype, int optimizer, const void* g, void* p, float* sta
     // LION's limit is of the step before: bitsandbytes finds its norm after the update.
     const bool limited = step->max_unorm > 0, after = optimizer == BNB_LION;
     if (limited) {
-      const float norm2 = after ? *unorm : *unorm = find_norm2(call, scratch, n, queue);
+      if (!after) *unorm = find_norm2(call, scratch, n, queue);
+      const float norm2 = *unorm;
       const float limit = step->max_unorm * step->param_norm;
       if (optimizer == BNB_ADAM)
         call.step.update_scale = trust_ratio(norm2, limit);

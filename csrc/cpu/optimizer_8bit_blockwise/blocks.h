@@ -76,8 +76,7 @@ void update_blocks(const Optimizer8bit& o, int64_t first, int64_t last) {
   for (int64_t index = first; index < last; index++) {
     const int64_t base = index * kStateBlock;
     const auto at = [&](uint8_t* codes) { return codes ? codes + base : nullptr; };
-    const Block<T> block{static_cast<T*>(o.p) + base, static_cast<const T*>(o.g) + base, at(o.state1), at(o.state2),
-                         at(o.state3)};
+    const Block<T> block{static_cast<T*>(o.p) + base, static_cast<const T*>(o.g) + base, at(o.state1), at(o.state2), at(o.state3)};
     if (base + kStateBlock <= o.n) {
       update_block<T, OPTIMIZER>(o, block, index, kStateBlock);
     } else {

@@ -26,8 +26,8 @@ int coptimizer_static_8bit_blockwise(int dtype, int optimizer, void* p, const vo
     with_dtype(dtype, [](auto) {});
     const int64_t blocks = ceil_div(n, kStateBlock);
     const StateMap map1(quantiles1, n), map2(quantiles2 ? quantiles2 : quantiles1, quantiles2 ? n : 0);
-    Optimizer8bit call{dtype,   optimizer, step_of(*step), p,     g,     state1, nullptr,
-                       nullptr, absmax1,   nullptr,        nullptr, &map1, &map2, n};
+    Optimizer8bit call{dtype,   optimizer, step_of(*step), p,       g,     state1, nullptr,
+                       nullptr, absmax1,   nullptr,        nullptr, &map1, &map2,  n};
     bnb::with_optimizer(optimizer, [&]<bnb::Optimizer OPTIMIZER>() {
       if constexpr (bnb::has_two_states(OPTIMIZER)) call.state2 = state2, call.absmax2 = absmax2;
       if constexpr (OPTIMIZER == bnb::ADEMAMIX) call.state3 = state1 + n, call.absmax3 = absmax1 + blocks;

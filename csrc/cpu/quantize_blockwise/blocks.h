@@ -37,8 +37,7 @@ void blocks_4bit(const Quantize& q, int64_t first, int64_t last) {
     for (int64_t b = 0; b < count; b++) scales[b] = block_scale(absmax[b]);
     const auto scale_at = [&](int64_t i) { return scales[(i - begin) >> shift]; };
     int64_t i = begin;
-    for (; i + 64 <= end; i += 64)
-      packed_64<DATA_TYPE>(A + i, broadcast(scale_at(i)), broadcast(scale_at(i + 32)), q.out + i / 2);
+    for (; i + 64 <= end; i += 64) packed_64<DATA_TYPE>(A + i, broadcast(scale_at(i)), broadcast(scale_at(i + 32)), q.out + i / 2);
     if (i < end) {
       T rest[64] = {};
       uint8_t bytes[32];

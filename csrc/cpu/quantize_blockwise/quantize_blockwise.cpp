@@ -35,8 +35,8 @@ void set_thresholds(Thresholds& t, const float* code, int64_t n) {
 }  // namespace
 }  // namespace bnb::cpu
 
-int cquantize_blockwise(int dtype, int data_type, const float* code, const void* A, float* absmax, uint8_t* out,
-                        int64_t blocksize, int64_t n, void* queue, char* message, size_t message_size) {
+int cquantize_blockwise(int dtype, int data_type, const float* code, const void* A, float* absmax, uint8_t* out, int64_t blocksize,
+                        int64_t n, void* queue, char* message, size_t message_size) {
   using namespace bnb::cpu;
   return guarded(message, message_size, [&] {
     const bool is_4bit = data_type == BNB_NF4 || data_type == BNB_FP4;

@@ -125,8 +125,7 @@ class Allocator final : public c10::DeviceAllocator {
             &stats_.reserved_bytes, &stats_.active_bytes, &stats_.requested_bytes};
   }
   static void count(stats::StatArray& array, size_t size, size_t amount, bool up) {
-    for (auto type : {stats::StatType::AGGREGATE,
-                      size < kSmall ? stats::StatType::SMALL_POOL : stats::StatType::LARGE_POOL}) {
+    for (auto type : {stats::StatType::AGGREGATE, size < kSmall ? stats::StatType::SMALL_POOL : stats::StatType::LARGE_POOL}) {
       auto& stat = array[static_cast<size_t>(type)];
       up ? stat.increase(amount) : stat.decrease(amount);
     }
@@ -192,8 +191,8 @@ Free Allocator::fresh(size_t size) {
   }
   if (pointer == nullptr) {
     ++stats_.num_ooms;
-    TORCH_CHECK_WITH(OutOfMemoryError, false, "XPU out of memory. Tried to allocate ", size, " bytes; ", reserved_,
-                     " of the ", limit, " bytes that the virtual XPU may use are reserved.");
+    TORCH_CHECK_WITH(OutOfMemoryError, false, "XPU out of memory. Tried to allocate ", size, " bytes; ", reserved_, " of the ",
+                     limit, " bytes that the virtual XPU may use are reserved.");
   }
   reserved_ += wanted;
   count_segment(size, wanted, true);
@@ -263,8 +262,7 @@ class PinnedAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     void* pointer = bytes == 0 ? nullptr : pinned_alloc(bytes);
-    TORCH_CHECK_WITH(OutOfMemoryError, bytes == 0 || pointer != nullptr, "cannot allocate ", bytes,
-                     " bytes of pinned memory");
+    TORCH_CHECK_WITH(OutOfMemoryError, bytes == 0 || pointer != nullptr, "cannot allocate ", bytes, " bytes of pinned memory");
     return {pointer, pointer, &free, c10::Device(c10::DeviceType::CPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &free; }

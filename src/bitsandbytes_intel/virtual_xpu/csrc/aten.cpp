@@ -39,14 +39,12 @@ constexpr size_t kSmallCopy = 256 << 10;  // beyond it torch's copy, on several 
 void check_options(std::optional<at::Layout> layout, std::optional<at::Device> device, std::optional<bool> pin) {
   if (device.has_value()) check_index(device->index());
   TORCH_CHECK(!pin.value_or(false), "Only dense CPU tensors can be pinned");
-  TORCH_CHECK_NOT_IMPLEMENTED(at::layout_or_default(layout) == at::kStrided,
-                              "the virtual XPU knows dense tensors only");
+  TORCH_CHECK_NOT_IMPLEMENTED(at::layout_or_default(layout) == at::kStrided, "the virtual XPU knows dense tensors only");
 }
 
 // With deterministic algorithms torch fills fresh memory with NaN, which shows who reads it.
 Tensor fill_if_asked(Tensor fresh) {
-  if (C10_UNLIKELY(at::globalContext().deterministicAlgorithms() &&
-                   at::globalContext().deterministicFillUninitializedMemory())) {
+  if (C10_UNLIKELY(at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory())) {
     at::native::fill_empty_deterministic_(fresh);
   }
   return fresh;
@@ -58,11 +56,10 @@ Tensor empty(IntArrayRef size, std::optional<at::ScalarType> dtype, std::optiona
   return fill_if_asked(at::detail::empty_generic(size, allocator(), kKeys, at::dtype_or_default(dtype), format));
 }
 
-Tensor empty_strided(IntArrayRef size, IntArrayRef stride, std::optional<at::ScalarType> dtype,
-                     std::optional<at::Layout> layout, std::optional<at::Device> device, std::optional<bool> pin) {
+Tensor empty_strided(IntArrayRef size, IntArrayRef stride, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
+                     std::optional<at::Device> device, std::optional<bool> pin) {
   check_options(layout, device, pin);
-  return fill_if_asked(
-      at::detail::empty_strided_generic(size, stride, allocator(), kKeys, at::dtype_or_default(dtype)));
+  return fill_if_asked(at::detail::empty_strided_generic(size, stride, allocator(), kKeys, at::dtype_or_default(dtype)));
 }
 
 // A tensor of zeros without memory; autograd makes these.
@@ -101,9 +98,9 @@ Tensor& copy_(Tensor& self, const Tensor& source, bool) {
   TORCH_CHECK(self.defined() && source.defined(), "copy_ got an undefined tensor");
   if (self.is_same(source)) return self;
   const size_t bytes = self.nbytes();
-  if (bytes <= kSmallCopy && self.scalar_type() == source.scalar_type() && self.sizes() == source.sizes() &&
-      self.is_contiguous() && source.is_contiguous() && self.is_conj() == source.is_conj() &&
-      self.is_neg() == source.is_neg() && source.layout() == at::kStrided && !source.is_meta()) {
+  if (bytes <= kSmallCopy && self.scalar_type() == source.scalar_type() && self.sizes() == source.sizes() && self.is_contiguous() &&
+      source.is_contiguous() && self.is_conj() == source.is_conj() && self.is_neg() == source.is_neg() &&
+      source.layout() == at::kStrided && !source.is_meta()) {
     if (bytes == 0) return self;
     drain_current_stream();
     std::memmove(self.mutable_data_ptr(), source.const_data_ptr(), bytes);
@@ -117,8 +114,8 @@ Tensor& copy_(Tensor& self, const Tensor& source, bool) {
   return self;
 }
 
-Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
-                 double dropout, bool causal, std::optional<double> scale, bool gqa) {
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask, double dropout,
+                 bool causal, std::optional<double> scale, bool gqa) {
   std::optional<Tensor> bias = mask;
   if (mask.has_value() && mask->defined() && mask->scalar_type() == at::kBool) {
     // What torch does before it picks a kernel: a mask of truth values becomes one of zeros and minus infinities.
@@ -126,8 +123,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
     bias->zero_();
     bias->masked_fill_(mask->logical_not(), -std::numeric_limits<double>::infinity());
   }
-  return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, bias, dropout, causal, std::nullopt,
-                                                            scale, gqa));
+  return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, bias, dropout, causal, std::nullopt, scale, gqa));
 }
 
 std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::optional<bool> train) {
@@ -142,8 +138,7 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::op
 }
 
 Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
-                   IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding,
-                   int64_t groups) {
+                   IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
   count_fallback("aten::convolution_overrideable");
   Aliases aliases;
   const Tensor x = aliases.borrow(input), w = aliases.borrow(weight);
@@ -161,16 +156,15 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
   const Tensor g = aliases.borrow(grad), x = aliases.borrow(input), w = aliases.borrow(weight);
   const int64_t outputs = transposed ? weight.size(1) * groups : weight.size(0);
   BorrowScope scope;
-  auto [dx, dw, db] = at::convolution_backward(g, x, w, at::OptionalIntArrayRef({outputs}), stride, padding, dilation,
-                                               transposed, output_padding, groups, mask);
+  auto [dx, dw, db] = at::convolution_backward(g, x, w, at::OptionalIntArrayRef({outputs}), stride, padding, dilation, transposed,
+                                               output_padding, groups, mask);
   return {aliases.restore(dx), aliases.restore(dw), aliases.restore(db)};
 }
 
 // Autograd hands an XPU the gradient as it is, and the CPU kernel wants it contiguous.
 std::tuple<Tensor, Tensor, Tensor> group_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
-                                                       const Tensor& rstd, const std::optional<Tensor>& weight,
-                                                       int64_t n, int64_t c, int64_t hxw, int64_t group,
-                                                       std::array<bool, 3> mask) {
+                                                       const Tensor& rstd, const std::optional<Tensor>& weight, int64_t n,
+                                                       int64_t c, int64_t hxw, int64_t group, std::array<bool, 3> mask) {
   count_fallback("aten::native_group_norm_backward");
   const auto format = input.suggest_memory_format();
   Aliases aliases;
@@ -210,8 +204,7 @@ void register_aten() {
   m.impl("convolution_overrideable", TORCH_FN(convolution));
   m.impl("convolution_backward_overrideable", TORCH_FN(convolution_backward));
 
-  static auto* autograd =
-      new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradXPU, __FILE__, __LINE__);
+  static auto* autograd = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradXPU, __FILE__, __LINE__);
   autograd->impl("scaled_dot_product_attention", TORCH_FN(attention));
 }
 

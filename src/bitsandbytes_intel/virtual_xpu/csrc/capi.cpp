@@ -51,7 +51,9 @@ VXPU_EXPORT int32_t aoti_torch_get_current_xpu_device(int32_t* index) {
 VXPU_EXPORT int32_t aoti_torch_set_current_xpu_device(const int32_t& index) { return index == 0 ? 0 : 1; }
 
 VXPU_EXPORT const char* vxpu_last_error() { return t_error.c_str(); }
-VXPU_EXPORT int32_t vxpu_start() { return guarded([] { vxpu::start(); }); }
+VXPU_EXPORT int32_t vxpu_start() {
+  return guarded([] { vxpu::start(); });
+}
 VXPU_EXPORT void vxpu_shut_down() { vxpu::shut_down(); }
 VXPU_EXPORT int32_t vxpu_in_bad_fork() { return vxpu::in_bad_fork(); }
 VXPU_EXPORT int32_t vxpu_hooks_active() { return vxpu::hooks_active(); }
@@ -92,9 +94,13 @@ VXPU_EXPORT int32_t vxpu_stream_of_queue(void* queue, int64_t* stream) {
 VXPU_EXPORT int32_t vxpu_event_elapsed_ms(void* begin, void* end, double* milliseconds) {
   return guarded([&] { *milliseconds = vxpu::event_elapsed_ms(begin, end); });
 }
-VXPU_EXPORT int32_t vxpu_synchronize() { return guarded([] { vxpu::wait_all(); }); }
+VXPU_EXPORT int32_t vxpu_synchronize() {
+  return guarded([] { vxpu::wait_all(); });
+}
 
-VXPU_EXPORT int32_t vxpu_empty_cache() { return guarded([] { vxpu::allocator()->emptyCache(); }); }
+VXPU_EXPORT int32_t vxpu_empty_cache() {
+  return guarded([] { vxpu::allocator()->emptyCache(); });
+}
 VXPU_EXPORT void vxpu_reset_peak_stats() { vxpu::allocator()->resetPeakStats(0); }
 VXPU_EXPORT void vxpu_reset_accumulated_stats() { vxpu::allocator()->resetAccumulatedStats(0); }
 VXPU_EXPORT int32_t vxpu_memory_info(int64_t* free, int64_t* total) {
@@ -139,33 +145,31 @@ VXPU_EXPORT size_t vxpu_memory_stats(char* buffer, size_t size) {
 VXPU_EXPORT size_t vxpu_device_properties(char* buffer, size_t size) {
   std::string text;
   if (guarded([&] {
-        const vxpu::DeviceInfo& info = vxpu::device_info();
-        const auto add = [&](const char* name, const std::string& value) { text += std::string(name) + "\t" + value + "\n"; };
-        add("name", info.name);
-        add("platform_name", info.platform_name);
-        add("vendor", info.vendor);
-        add("driver_version", info.driver_version);
-        add("version", info.version);
-        add("device_id", std::to_string(info.device_id));
-        add("max_compute_units", std::to_string(info.max_compute_units));
-        add("max_work_group_size", std::to_string(info.max_work_group_size));
-        add("max_num_sub_groups", std::to_string(info.max_num_sub_groups));
-        add("local_mem_size", std::to_string(info.local_mem_size));
-        add("last_level_cache_size", std::to_string(info.last_level_cache_size));
-        add("total_memory", std::to_string(info.total_memory));
-        std::string sizes;
-        for (int64_t value : info.sub_group_sizes) sizes += std::to_string(value) + " ";
-        add("sub_group_sizes", sizes);
-        add("has_fp16", std::to_string(info.has_fp16));
-        add("has_fp64", std::to_string(info.has_fp64));
-        add("has_atomic64", std::to_string(info.has_atomic64));
-      }) != 0) {
+    const vxpu::DeviceInfo& info = vxpu::device_info();
+    const auto add = [&](const char* name, const std::string& value) { text += std::string(name) + "\t" + value + "\n"; };
+    add("name", info.name);
+    add("platform_name", info.platform_name);
+    add("vendor", info.vendor);
+    add("driver_version", info.driver_version);
+    add("version", info.version);
+    add("device_id", std::to_string(info.device_id));
+    add("max_compute_units", std::to_string(info.max_compute_units));
+    add("max_work_group_size", std::to_string(info.max_work_group_size));
+    add("max_num_sub_groups", std::to_string(info.max_num_sub_groups));
+    add("local_mem_size", std::to_string(info.local_mem_size));
+    add("last_level_cache_size", std::to_string(info.last_level_cache_size));
+    add("total_memory", std::to_string(info.total_memory));
+    std::string sizes;
+    for (int64_t value : info.sub_group_sizes) sizes += std::to_string(value) + " ";
+    add("sub_group_sizes", sizes);
+    add("has_fp16", std::to_string(info.has_fp16));
+    add("has_fp64", std::to_string(info.has_fp64));
+    add("has_atomic64", std::to_string(info.has_atomic64));
+  }) != 0) {
     return 0;
   }
   return hand_out(text, buffer, size);
 }
 
-VXPU_EXPORT size_t vxpu_fallback_counts(char* buffer, size_t size) {
-  return hand_out(vxpu::fallback_counts(), buffer, size);
-}
+VXPU_EXPORT size_t vxpu_fallback_counts(char* buffer, size_t size) { return hand_out(vxpu::fallback_counts(), buffer, size); }
 VXPU_EXPORT void vxpu_reset_fallback_counts() { vxpu::reset_fallback_counts(); }

@@ -40,8 +40,8 @@ std::map<std::string, uint64_t>& named_calls() {
 
 bool mixes_devices(const std::string& name) {
   // As on a GPU: indices may live on the CPU, and copies are there to cross devices.
-  for (const char* base : {"aten::copy_", "aten::_copy_from", "aten::_foreach_copy_", "aten::index_put_",
-                           "aten::index_put", "aten::_index_put_impl_", "aten::index", "aten::set_"}) {
+  for (const char* base : {"aten::copy_", "aten::_copy_from", "aten::_foreach_copy_", "aten::index_put_", "aten::index_put",
+                           "aten::_index_put_impl_", "aten::index", "aten::set_"}) {
     const std::string_view view(base);
     if (name.compare(0, view.size(), view) == 0 && (name.size() == view.size() || name[view.size()] == '.')) return true;
   }
@@ -140,8 +140,8 @@ void borrow_generators(const Operator& op, c10::IValue* arguments) {
       continue;
     }
     const at::Generator generator = value.toGenerator();
-    TORCH_CHECK(generator.device().is_xpu(), "Expected a 'xpu' device type for generator but found '",
-                generator.device().type(), "'");
+    TORCH_CHECK(generator.device().is_xpu(), "Expected a 'xpu' device type for generator but found '", generator.device().type(),
+                "'");
     value = borrowed_generator(generator);
   }
 }
@@ -166,8 +166,7 @@ void fallback(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::jit
   c10::IValue* first = stack->data() + (stack->size() - count);
   for (size_t i = 0; i < count; ++i) arguments.borrow(first[i]);
   TORCH_CHECK(!(arguments.met_xpu && arguments.met_cpu) || op.mixes_devices,
-              "Expected all tensors to be on the same device, but found at least two devices, xpu:0 and cpu! (in ",
-              op.name, ")");
+              "Expected all tensors to be on the same device, but found at least two devices, xpu:0 and cpu! (in ", op.name, ")");
   borrow_generators(op, first);
   {
     BorrowScope scope;
@@ -188,9 +187,8 @@ void register_fallback() {
   // These have a composite kernel, which ranks above a fallback, and a CPU kernel, which is faster and rounds less.
   static auto* aten = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::XPU, __FILE__, __LINE__);
   for (const char* name :
-       {"_stack", "_stack.out", "addr", "addr.out", "all.dims", "all.dims_out", "any.dims", "any.dims_out",
-        "linalg__powsum", "mish_backward", "native_channel_shuffle", "native_group_norm", "native_layer_norm",
-        "silu_backward"}) {
+       {"_stack", "_stack.out", "addr", "addr.out", "all.dims", "all.dims_out", "any.dims", "any.dims_out", "linalg__powsum",
+        "mish_backward", "native_channel_shuffle", "native_group_norm", "native_layer_norm", "silu_backward"}) {
     aten->impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
   }
 }
@@ -204,10 +202,9 @@ c10::Storage Aliases::borrow(const c10::Storage& storage) {
     if (pair.original.unsafeGetStorageImpl() == impl) return pair.alias;
   }
   void* data = impl->mutable_data_ptr().get();
-  c10::Storage alias(c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), impl->nbytes(),
-      c10::DataPtr(data, c10::Device(c10::DeviceType::CPU)), c10::GetAllocator(c10::DeviceType::CPU),
-      impl->resizable()));
+  c10::Storage alias(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), impl->nbytes(),
+                                                           c10::DataPtr(data, c10::Device(c10::DeviceType::CPU)),
+                                                           c10::GetAllocator(c10::DeviceType::CPU), impl->resizable()));
   storages_.push_back({storage, alias, data});
   return alias;
 }
@@ -222,8 +219,8 @@ at::Tensor Aliases::borrow(const at::Tensor& tensor) {
                               "the virtual XPU knows dense tensors only, not ", tensor.layout(), " ones");
   c10::Storage storage = borrow(impl->unsafe_storage());
   const auto* storage_impl = storage.unsafeGetStorageImpl();
-  at::Tensor alias = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
+  at::Tensor alias =
+      at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
   c10::TensorImpl* out = alias.unsafeGetTensorImpl();
   out->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) out->set_wrapped_number(true);
@@ -247,8 +244,8 @@ c10::Storage Aliases::restore(const c10::Storage& storage) {
   } else {
     pointer = claim(c10::DataPtr(impl->mutable_data_ptr().get(), c10::Device(c10::DeviceType::CPU)), bytes, false);
   }
-  c10::Storage made(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes,
-                                                          std::move(pointer), allocator(), /*resizable=*/true));
+  c10::Storage made(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes, std::move(pointer),
+                                                          allocator(), /*resizable=*/true));
   storages_.push_back({made, storage, nullptr});
   return made;
 }
@@ -291,8 +288,8 @@ at::Tensor Aliases::restore(const at::Tensor& result) {
   }
   TORCH_CHECK_NOT_IMPLEMENTED(impl->has_storage() && result.layout() == at::kStrided,
                               "the virtual XPU knows dense tensors only, not ", result.layout(), " ones");
-  at::Tensor made = at::detail::make_tensor<c10::TensorImpl>(
-      restore(impl->unsafe_storage()), c10::DispatchKeySet(c10::DispatchKey::XPU), result.dtype());
+  at::Tensor made = at::detail::make_tensor<c10::TensorImpl>(restore(impl->unsafe_storage()),
+                                                             c10::DispatchKeySet(c10::DispatchKey::XPU), result.dtype());
   c10::TensorImpl* out = made.unsafeGetTensorImpl();
   out->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
   if (impl->is_wrapped_number()) out->set_wrapped_number(true);
