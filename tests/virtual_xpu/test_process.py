@@ -123,9 +123,19 @@ def test_too_late_is_a_clear_error(python):
     assert "RuntimeError: torch has asked for its accelerators before" in done.stderr
 
 
-def test_real_xpu_build_is_refused(python):
-    done = python("torch._C._has_xpu = True; virtual_xpu.enable()", enable=False)
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        ("torch._C._has_xpu = True", "has real XPU support"),
+        ("torch.version.cuda = '13.0'", "is a CUDA build"),
+        ("torch.version.hip = '7.1'", "is a ROCm build"),
+    ],
+)
+def test_other_builds_are_refused(build, text, python):
+    done = python(f"{build}; virtual_xpu.enable()", enable=False)
+    assert done.returncode == 1
     assert "RuntimeError: the virtual XPU is for a CPU build of torch" in done.stderr
+    assert text in done.stderr
 
 
 def test_no_compiler(python, tmp_path):

@@ -25,7 +25,7 @@ def enable() -> None:
     The first call on a machine compiles the device, which takes up to two minutes; later ones load it from the cache.
 
     Raises:
-        RuntimeError: torch has real XPU support, the device cannot be built or loaded, or torch has asked for its
+        RuntimeError: torch is an XPU, CUDA or ROCm build, the device cannot be built or loaded, or torch has asked for its
             accelerators before. The text says what to do.
     """
     global _library

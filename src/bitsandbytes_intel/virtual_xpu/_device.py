@@ -27,6 +27,13 @@ def check_torch() -> None:
             "the virtual XPU is for a CPU build of torch, and this torch has real XPU support: unset "
             "BNB_INTEL_VIRTUAL_XPU (or do not call enable())"
         )
+    build = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else None
+    if build:
+        raise RuntimeError(
+            f"the virtual XPU is for a CPU build of torch, and this torch, {torch.__version__}, is a {build} build, whose "
+            "accelerator is another one already: install a CPU build (pip install torch --index-url "
+            "https://download.pytorch.org/whl/cpu), or unset BNB_INTEL_VIRTUAL_XPU (or do not call enable())"
+        )
 
 
 class Library:
