@@ -51,6 +51,19 @@ def test_inputs_that_are_not_contiguous(layout, device):
         exactly_equal(ops.int8_linear_matmul(a, b), reference.int8_linear_matmul(a, b))
 
 
+@pytest.mark.parametrize("k", [2, 7, 64])
+@pytest.mark.parametrize("n", [1, 3])
+def test_one_row_of_any_stride(n, k, device):
+    """A single row is contiguous whatever its stride is; torch's own product is wrong for a stride of 1."""
+    A, B = codes(1, k).to(device), codes(n, k, seed=1).to(device)
+    row, out = A.as_strided((1, k), (1, 1)), torch.zeros(1, n, dtype=torch.int32, device=device).as_strided((1, n), (1, 1))
+    exactly_equal(ops.int8_linear_matmul(row, B), reference.int8_linear_matmul(A, B))
+    ops.int8_linear_matmul.out(row, B, out)
+    exactly_equal(out, reference.int8_linear_matmul(A, B))
+    statistics = torch.ones(1, device=device), torch.ones(n, device=device)
+    exactly_equal(ops.int8_scaled_mm(row, B, *statistics), ops.int8_scaled_mm(A, B, *statistics))
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
 @pytest.mark.parametrize("shape", [(6, 64), (2, 3, 64), (0, 64), (6, 0)], ids=str)
 def test_out(shape, layout, device):

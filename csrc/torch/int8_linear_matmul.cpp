@@ -20,6 +20,14 @@ static Tensor outer(const Tensor& A, const Tensor& B) {
   return aten("aten::mul", "Tensor", torch::stable::to(A, wide), torch::stable::transpose(torch::stable::to(B, wide), 0, 1));
 }
 
+// A as torch's product wants it: [rows, k], and of one row stepping by k, since it takes one that steps by 1 for columns.
+static Tensor as_rows(const Tensor& A, int64_t k) {
+  const Tensor a = dense(A);
+  const int64_t rows = A.numel() / k;
+  if (a.dim() == 2 && (rows > 1 || a.stride(0) == k)) return a;
+  return torch::stable::reshape(rows > 1 ? a : torch::stable::reshape(a, Shape{k}), Shape{rows, k});
+}
+
 // Into `out`, contiguous, of A's sizes but for the last.
 static void multiply(const Call& call, const Tensor& A, const Tensor& B, const Tensor& out) {
   if (out.numel() == 0) return;
@@ -43,7 +51,7 @@ Tensor int8_product(const char* op, const Tensor& A, const Tensor& B, const Shap
     Tensor zeros = empty(shape, ScalarType::Int, A);
     return torch::stable::zero_(zeros);
   }
-  const Tensor a = dense(A), flat = A.dim() == 2 ? a : torch::stable::reshape(a, Shape{A.numel() / k, k});
+  const Tensor flat = as_rows(A, k);
   const Tensor out = k == 1 ? outer(flat, B) : aten("aten::_int_mm", "", flat, torch::stable::transpose(dense(B), 0, 1));
   return A.dim() == 2 ? out : torch::stable::reshape(out, shape);
 }
@@ -71,7 +79,7 @@ void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
     torch::stable::copy_(out, int8_product(op, A, B, shape));
     return;
   }
-  aten("aten::_int_mm", "out", dense(A), torch::stable::transpose(dense(B), 0, 1), out);
+  aten("aten::_int_mm", "out", as_rows(A, k), torch::stable::transpose(dense(B), 0, 1), out);
 }
 
 BNB_OPERATOR("int8_linear_matmul", int8_linear_matmul);
