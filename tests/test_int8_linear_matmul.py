@@ -56,7 +56,8 @@ def test_inputs_that_are_not_contiguous(layout, device):
 def test_one_row_of_any_stride(n, k, device):
     """A single row is contiguous whatever its stride is; torch's own product is wrong for a stride of 1."""
     A, B = codes(1, k).to(device), codes(n, k, seed=1).to(device)
-    row, out = A.as_strided((1, k), (1, 1)), torch.zeros(1, n, dtype=torch.int32, device=device).as_strided((1, n), (1, 1))
+    row = A.as_strided((1, k), (1, 1))
+    out = torch.zeros(1, n, dtype=torch.int32, device=device).as_strided((1, n), (1, 1))
     exactly_equal(ops.int8_linear_matmul(row, B), reference.int8_linear_matmul(A, B))
     ops.int8_linear_matmul.out(row, B, out)
     exactly_equal(out, reference.int8_linear_matmul(A, B))
