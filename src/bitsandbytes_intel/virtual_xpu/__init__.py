@@ -25,8 +25,8 @@ def enable() -> None:
     The first call on a machine compiles the device, which takes up to two minutes; later ones load it from the cache.
 
     Raises:
-        RuntimeError: torch is an XPU, CUDA or ROCm build, the device cannot be built or loaded, or torch has asked for its
-            accelerators before. The text says what to do.
+        RuntimeError: torch is an XPU, CUDA or ROCm build, the device cannot be built or loaded, or torch has asked for
+            its accelerators before. The text says what to do.
     """
     global _library
     with _lock:

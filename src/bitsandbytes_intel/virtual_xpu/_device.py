@@ -30,8 +30,8 @@ def check_torch() -> None:
     build = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else None
     if build:
         raise RuntimeError(
-            f"the virtual XPU is for a CPU build of torch, and this torch, {torch.__version__}, is a {build} build, whose "
-            "accelerator is another one already: install a CPU build (pip install torch --index-url "
+            f"the virtual XPU is for a CPU build of torch, and this torch, {torch.__version__}, is a {build} build, "
+            "whose accelerator is another one already: install a CPU build (pip install torch --index-url "
             "https://download.pytorch.org/whl/cpu), or unset BNB_INTEL_VIRTUAL_XPU (or do not call enable())"
         )
 
