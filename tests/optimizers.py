@@ -115,6 +115,12 @@ def gradient(shape: tuple[int, ...], dtype: torch.dtype, seed: int, zeros: float
     return g.masked_fill(torch.rand(shape, generator=generator(seed + 1)) < zeros, 0.0).to(dtype)
 
 
+def _finite(x: Tensor) -> Tensor:
+    """In fp64; an infinity as the largest number of x's dtype, of which it is one rounding away, and NaN as 0."""
+    info = torch.finfo(x.dtype)
+    return x.double().clamp(info.min, info.max).nan_to_num(0.0)
+
+
 def check(
     result: Problem,
     expected: Problem,
@@ -148,11 +154,10 @@ def check(
                 few = 1 + 0.005 * steps * off.numel()  # of some dozens, one may lie at a bound
                 assert (off > 0).sum() <= few, f"{key}: {(off > 0).sum()} codes of {off.numel()} are off"
         elif key == "p":
-            info = torch.finfo(got.dtype)  # an infinity counts as the largest number, of which it is one rounding away
-            there, aim = (x.double().clamp(info.min, info.max).nan_to_num(0.0) for x in (got, wanted))
-            tolerance = steps * (aim.abs() * max(info.eps, 2e-6) + lr * 1e-4)
+            there, aim = _finite(got), _finite(wanted)
+            tolerance = steps * (aim.abs() * max(torch.finfo(got.dtype).eps, 2e-6) + lr * 1e-4)
             if before is not None:
-                moved = (aim - before.double().clamp(info.min, info.max).nan_to_num(0.0)).abs()
+                moved = (aim - _finite(before)).abs()
                 # moved / lr: how much smaller a divisor is than what it is the difference of
                 tolerance = tolerance + moved * (1e-4 + (1e-6 * moved / lr if lr else 0.0))
             if expected.either_sign is not None:
