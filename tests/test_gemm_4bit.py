@@ -62,6 +62,22 @@ def test_absmax_offset_of_any_dtype(m, offset_dtype, device):
     check(w, activation(m, 96), None, device)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("m", [1, 2, 8, 9, 33, 64])
+def test_a_row_does_not_see_its_neighbours_scale(m, value, dtype, device):
+    n, k = 50, 64 * 3 + 31  # rows begin anywhere in a block
+    w = Weight.random(n, k, blocksize=32)
+    block = torch.arange(n * k).reshape(n, k) // 32
+    spoilt = block[20, 70]
+    w.absmax[spoilt] = value
+    moved, A = w.to(device), activation(m, k, dtype=dtype)
+    clean = ~(block == spoilt).any(1)
+    result = moved.gemm(A.to(device), None).cpu()
+    assert not result[:, ~clean].isfinite().all()
+    check_product(result[:, clean], A, w.exact()[clean], None)
+
+
 @pytest.mark.parametrize("m", [3, 70])
 @pytest.mark.parametrize("k", [32, 96, 5000])
 @pytest.mark.parametrize("blocksize", BLOCKSIZES)

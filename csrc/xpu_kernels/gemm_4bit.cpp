@@ -3,27 +3,23 @@
 // On CPU devices, for up to 8 rows of A, a lane owns ROWS rows of B and TILE_M rows of A: it looks a weight up once (among
 // the lanes, one shuffle) and multiplies it with TILE_M activations, which all lanes share: one load for a whole sub-group,
 // if the activations lie together. They do in X, A widened to fp32 and transposed (kWidenTransposed). A block's scale is
-// applied to its partial sums. For more rows, kgemm_4bit_inference_along_m.
+// applied to its partial sums. For more rows, and where blocks straddle rows, kgemm_4bit_inference_along_m.
 #include "dot_4bit.h"
 
 namespace bnb {
 
-// X[position of k * padded_m + m] = A[m * lda + k], and 0 for m from M to padded_m. Of 32 neighbours, if INTERLEAVED, those
-// in high nibbles come first, then those in low ones. K is a multiple of 32; a sub-group takes 32 columns.
-template <class T, bool INTERLEAVED, int SUBG_SIZE>
+// X[k * padded_m + m] = A[m * lda + k], and 0 for m from M to padded_m. A sub-group takes 32 columns.
+template <class T, int SUBG_SIZE>
 BNB_KERNEL(SUBG_SIZE, SUBG_SIZE)
 kWidenTransposed(const T* A, float* X, i64 M, i64 K, i64 lda, i64 padded_m) {
   static_assert(SUBG_SIZE == 16);
   const u32 lane = lane_id();
   const i64 k0 = group_id() * 32;
-  if (k0 >= K) return;
-  float* const to = X + k0 * padded_m;
-  for (i64 m = 0; m < padded_m; m++) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const u32 k = INTERLEAVED ? 2 * lane + h : 16 * h + lane;
-      to[(16 * h + lane) * padded_m + m] = m < M ? to_float((A + m * lda + k0)[k]) : 0.0f;
-    }
+  for (int h = 0; h < 2; h++) {
+    const i64 k = k0 + 16 * h + lane;
+    if (k >= K) continue;
+    for (i64 m = 0; m < padded_m; m++) X[k * padded_m + m] = m < M ? to_float(A[m * lda + k]) : 0.0f;
   }
 }
 
@@ -88,37 +84,42 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
   }
 }
 
-// For CPU devices and more rows of A: its rows lie in the lanes, 16 * VECTORS of them, and a weight is what they share. A
-// sub-group writes CHUNK columns of GROUP_ROWS rows of B, scaled, into local memory (the first cache) and multiplies them
-// with X, ROWS rows at a time. X is interleaved; what else is asked of the arguments is as above.
+// For CPU devices, and more rows of A or any K: A's rows lie in the lanes, 16 * VECTORS of them, and a weight is what they
+// share. A sub-group writes CHUNK columns of GROUP_ROWS rows of B, scaled, into local memory (the first cache) and multiplies
+// them with X, ROWS rows at a time. Codes are taken 32 at a time as B holds them, whatever column their first one is: what
+// belongs to other rows lands in the kSpare values between the rows. The other arguments are those of dot_4bit.
 template <class T, int SUBG_SIZE, int GROUP_ROWS, int ROWS, int VECTORS, int CHUNK>
 BNB_KERNEL(SUBG_SIZE, SUBG_SIZE)
 kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, const float* absmax, const u8* absmax_8bit,
                              const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
                              i32 data_type, T* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
   static_assert(SUBG_SIZE == 16 && GROUP_ROWS % 16 == 0 && 16 % ROWS == 0 && CHUNK % 32 == 0);
-  constexpr int kTile = 16 * VECTORS;
-  static local_memory<float[GROUP_ROWS * CHUNK]> weights;
+  constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare;
+  static local_memory<float[kSpare + GROUP_ROWS * kStride]> weights;
   static local_memory<float[GROUP_ROWS * kTile]> sums;
-  float* const w = weights.data;
+  float* const w = weights.data + kSpare;
   float* const total = sums.data;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
-  const u32 lane = lane_id();
+  const u32 lane = lane_id(), nibble = lane & 1 ? 0 : 4;
   const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
   const i64 row_group = tiles_m == 1 ? group_id() : group_id() / tiles_m;
   const i64 m0 = (group_id() - row_group * tiles_m) * kTile;
   const i64 row0 = row_group * GROUP_ROWS;
   const int rows = N - row0 < GROUP_ROWS ? static_cast<int>(N - row0) : GROUP_ROWS;
+  const i64 bytes = ((N - 1) * ldb + K + 1) >> 1;
 
   for (i64 k0 = 0; k0 < K; k0 += CHUNK) {
     const int columns = K - k0 < CHUNK ? static_cast<int>(K - k0) : CHUNK;
     for (int r = 0; r < rows; r++) {  // what lies behind them is multiplied, and not written
       const i64 start = (row0 + r) * ldb + k0;
-      for (int k = 0; k < columns; k += 32) {  // 32 codes of a row lie in one block
-        const u32 c = (B + ((start + k) >> 1))[lane];
+      const int before = start & 31;
+      for (int k = -before; k < columns; k += 32) {  // 32 codes of one block
+        const i64 from = (start + k) >> 1;
+        const u32 c = from + 16 <= bytes ? (B + from)[lane] : from + lane < bytes ? (B + from)[lane] : 0;
         const float scale = statistics.scale((start + k) >> shift);
-        (w + r * CHUNK + k)[lane] = shuffle(in_lane, c >> 4) * scale;
-        (w + r * CHUNK + k + 16)[lane] = shuffle(in_lane, c & 15) * scale;
+        float* const to = w + r * kStride + k;
+        to[lane] = shuffle(in_lane, shuffle(c, lane >> 1) >> nibble & 15) * scale;
+        (to + 16)[lane] = shuffle(in_lane, shuffle(c, 8 + (lane >> 1)) >> nibble & 15) * scale;
       }
     }
     sub_group_barrier();
@@ -135,7 +136,7 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
         for (int v = 0; v < VECTORS; v++) x[v] = (from + 16 * v)[lane];
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
-          const float weight = w[(r + i) * CHUNK + k];
+          const float weight = w[(r + i) * kStride + k];
 #pragma unroll
           for (int v = 0; v < VECTORS; v++) sum[i][v] = __builtin_fmaf(weight, x[v], sum[i][v]);
         }

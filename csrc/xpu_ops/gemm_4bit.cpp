@@ -4,7 +4,7 @@
 namespace bnb {
 namespace {
 
-// ---- for CPU devices, if K allows: lanes along N for up to 8 rows of A, along M for more ----------------------------
+// ---- for CPU devices: lanes along N for up to 8 rows of A, if K allows, and along M for more ----------------------------
 constexpr int kTiles[] = {4, 8, 16, 32, 48, 64};  // rows of A that a sub-group takes
 constexpr int kFirstAlongM = 2;
 
@@ -29,6 +29,9 @@ constexpr AlongMShape along_m_shape(int tile) {
   return {32, vectors == 1 ? 16 : vectors == 4 ? 4 : 8, 64};
 }
 
+// Whether more rows of bfloat16 go by the CPU's own dot product.
+bool has_pairs(Kind kind) { return kind == Kind::cpu && __builtin_cpu_supports("avx512bf16"); }
+
 template <class T>
 std::string family_of(const char* suffix) {
   return std::string("gemm_4bit/") + short_name<T> + suffix;
@@ -39,6 +42,7 @@ const Kernel& tile_kernel(Kind kind, int tile) {
   static const KernelTable table([](Kind k, int t) {
     if (k != Kind::cpu) return KernelName{};
     if (t >= kFirstAlongM) {
+      if (std::is_same_v<T, bfloat16> && has_pairs(k)) return KernelName{};
       const AlongMShape s = along_m_shape(t);
       return KernelName{family_of<T>("/along_m"), instantiation("bnb::kgemm_4bit_inference_along_m", type_name<T>,
                                                                 sub_group_size(k), s.group_rows, s.rows, kTiles[t] / 16, s.chunk)};
@@ -51,13 +55,12 @@ const Kernel& tile_kernel(Kind kind, int tile) {
 }
 
 template <class T>
-const Kernel& widen_kernel(Kind kind, bool interleaved) {
-  static const KernelTable table([](Kind k, int i) {
+const Kernel& widen_kernel(Kind kind) {
+  static const KernelTable table([](Kind k, int) {
     if (k != Kind::cpu) return KernelName{};
-    return KernelName{family_of<T>(i ? "/along_m" : ""),
-                      instantiation("bnb::kWidenTransposed", type_name<T>, i ? "true" : "false", sub_group_size(k))};
-  }, "gemm_4bit", 2);
-  return table.at(kind, interleaved);
+    return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>, sub_group_size(k))};
+  }, "gemm_4bit", 1);
+  return table.at(kind, 0);
 }
 
 template <class T>
@@ -83,6 +86,46 @@ const Kernel& along_k_kernel(Kind kind, Path path) {
                                     s.rows, s.steps, s.tile_m)};
   }, "gemm_4bit", kPaths.size());
   return table.at(kind, path);
+}
+
+// ---- AVX512-BF16 on CPU devices: bfloat16 pairs, rows of A in the lanes --------------------------------------------------
+constexpr size_t kPairsTiles = 4;  // 16, 32, 48, 64 rows of A
+
+// Rows of B of a work-group, those multiplied at a time (24 sums of 16), and columns decoded at a time.
+struct PairsShape {
+  int group_rows, rows, chunk;
+};
+constexpr PairsShape pairs_shape(int vectors) { return {48, 24 / vectors, 128}; }
+
+const Kernel& pairs_kernel(int tile) {
+  static const KernelTable table([](Kind k, int t) {
+    if (!has_pairs(k)) return KernelName{};
+    const PairsShape s = pairs_shape(t + 1);
+    return KernelName{"gemm_4bit_avx512_bf16",
+                      instantiation("bnb::kgemm_4bit_inference_avx512_bf16", s.group_rows, s.rows, t + 1, s.chunk)};
+  }, "gemm_4bit_avx512_bf16", kPairsTiles);
+  return table.at(Kind::cpu, tile);
+}
+
+const Kernel& pack_pairs_kernel() {
+  static const KernelTable table([](Kind k, int) {
+    if (!has_pairs(k)) return KernelName{};
+    return KernelName{"gemm_4bit_avx512_bf16", instantiation("bnb::kPackPairs", sub_group_size(k))};
+  }, "gemm_4bit_avx512_bf16", 1);
+  return table.at(Kind::cpu, 0);
+}
+
+void launch_pairs(const Product<bfloat16>& p, void* scratch, sycl::queue* queue) {
+  const int tile = static_cast<int>(std::min<int64_t>((p.m + 15) / 16, kPairsTiles)) - 1;
+  const int64_t height = 16 * (tile + 1), tiles_m = (p.m + height - 1) / height, padded_m = tiles_m * height;
+  const int64_t rows = pairs_shape(tile + 1).group_rows;
+  const int lanes = sub_group_size(Kind::cpu);
+  uint32_t* const packed = static_cast<uint32_t*>(scratch);
+  pack_pairs_kernel().submit(*queue, (p.k + 31) / 32, lanes, p.A, packed, p.m, p.k, p.lda, padded_m);
+  pairs_kernel(tile).submit(*queue, tiles_m * ((p.n + rows - 1) / rows), 1, p.m, p.n, p.k, static_cast<const uint32_t*>(packed), p.B,
+                            p.statistics.absmax, p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset,
+                            p.bias, p.datatype, static_cast<int32_t>(p.data_type), p.out, padded_m, p.ldb, p.ldc, tiles_m,
+                            block_shift(p.blocksize));
 }
 
 // ---- the matrix unit -------------------------------------------------------------------------------------------------
@@ -148,14 +191,17 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   if constexpr (sizeof(T) == 2) {
     if (has_matrix_unit(kind) && fits_matrix(p, kind)) return launch_matrix(p, kind, queue);
   }
-  if (kind != Kind::cpu || !scratch || !fits_tiles(p)) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
+  if (kind != Kind::cpu || !scratch) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
+  const bool by_tiles = m <= kTiles[kFirstAlongM - 1] && fits_tiles(p);
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (has_pairs(kind) && !by_tiles) return launch_pairs(p, scratch, queue);
+  }
   const int32_t shift = block_shift(blocksize);
-  const int tile = tile_of(m);
+  const int tile = by_tiles ? tile_of(m) : std::max(tile_of(m), kFirstAlongM);
   const int64_t tiles_m = (m + kTiles[tile] - 1) / kTiles[tile], padded_m = tiles_m * kTiles[tile];
-  const bool along_m = tile >= kFirstAlongM;
-  const int64_t lanes = sub_group_size(kind), group = along_m ? lanes : lanes * kTileShape.row_groups;
-  const int64_t rows = along_m ? along_m_shape(tile).group_rows : group * kTileShape.rows;
-  if (k > 0) widen_kernel<T>(kind, along_m).submit(*queue, k / 32, lanes, A, scratch, m, k, lda, padded_m);
+  const int64_t lanes = sub_group_size(kind), group = by_tiles ? lanes * kTileShape.row_groups : lanes;
+  const int64_t rows = by_tiles ? group * kTileShape.rows : along_m_shape(tile).group_rows;
+  widen_kernel<T>(kind).submit(*queue, (k + 31) / 32, lanes, A, scratch, m, k, lda, padded_m);
   tile_kernel<T>(kind, tile)
       .submit(*queue, tiles_m * ((n + rows - 1) / rows), group, m, n, k, static_cast<const float*>(scratch), B, nested.absmax,
               nested.absmax_8bit, nested.absmax_code, nested.absmax_offset, bias, datatype, static_cast<int32_t>(data_type), out,
@@ -164,10 +210,16 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
 
 template <class T>
 static void register_kernels() {
-  widen_kernel<T>(Kind::cpu, false);
+  widen_kernel<T>(Kind::cpu);
   tile_kernel<T>(Kind::cpu, 0);
   along_k_kernel<T>(Kind::cpu, kAny);
   if constexpr (sizeof(T) == 2) matrix_kernel<T>(Kind::xmx16, 0);
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (has_pairs(Kind::cpu)) {
+      pack_pairs_kernel();
+      pairs_kernel(0);
+    }
+  }
 }
 static const bool registered = (register_kernels<half>(), register_kernels<bfloat16>(), register_kernels<float>(), true);
 
@@ -175,14 +227,13 @@ static const bool registered = (register_kernels<half>(), register_kernels<bfloa
 
 int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
   if (m <= 0 || k <= 0 || bnb::device_of(*static_cast<sycl::queue*>(queue)).kind != bnb::Kind::cpu) return 0;
-  const int tile = bnb::kTiles[bnb::tile_of(m)];
+  // The largest of the kernels' packed A: float32 of whole tiles, where 16 rows are the least that any K goes by.
+  const int64_t tile = bnb::kTiles[std::max(bnb::tile_of(m), bnb::kFirstAlongM)];
   return (m + tile - 1) / tile * tile * k * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
   const bnb::Kind kind = bnb::device_of(*static_cast<sycl::queue*>(queue)).kind;
-  // SYCL has no bfloat16 product for a CPU that has one, torch does.
-  if (dtype == BNB_BFLOAT16 && kind == bnb::Kind::cpu && __builtin_cpu_supports("avx512bf16")) return 32;
   // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
   return dtype == BNB_FLOAT32 || kind == bnb::Kind::cpu || bnb::has_matrix_unit(kind) ? 64 : 16;
 }
