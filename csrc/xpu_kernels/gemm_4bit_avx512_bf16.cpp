@@ -57,8 +57,8 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
                                  i32 shift) {
   static_assert(GROUP_ROWS % ROWS == 0 && CHUNK % 32 == 0);
   constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare;
-  static local_memory<u16[kSpare + GROUP_ROWS * kStride]> weights;
-  static local_memory<float[GROUP_ROWS * kTile]> sums;
+  alignas(64) static local_memory<u16[kSpare + GROUP_ROWS * kStride]> weights;
+  alignas(64) static local_memory<float[GROUP_ROWS * kTile]> sums;
   u16* const w = weights.data + kSpare;
   float* const total = sums.data;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
