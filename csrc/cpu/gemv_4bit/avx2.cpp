@@ -7,10 +7,13 @@ namespace bnb::cpu {
 namespace {
 #include "../gemm_4bit/avx2.h"
 
-// 32 bytes of codes are 8 dwords of 8. In step j all lanes look up bits 4 j to 4 j + 3, so that lane i meets element
-// 8 i + (j ^ 1) of A: x is [k / 64][rows of A][j][i].
+// A byte shuffle looks up 32 codes at once, but a byte of their values: four shuffles, whose bytes are then put together. So 32
+// bytes of codes become 8 vectors: of high nibbles (even elements), then of low ones, 4 vectors each, of which vector q holds
+// bytes 4 q to 4 q + 3 and 16 + 4 q to 16 + 4 q + 3. x is [k / 64][rows of A][vector][lane].
 constexpr int64_t kStep = 64;
 constexpr int64_t kSpan = 2048;
+
+constexpr int element_of(int vector, int lane) { return 2 * (vector % 4 * 4 + lane % 4 + lane / 4 * 16) + vector / 4; }
 
 template <class T>
 void prepare_as(const Product& p, float* x) {
@@ -20,7 +23,7 @@ void prepare_as(const Product& p, float* x) {
       alignas(32) float values[kStep];
       for (int64_t i = 0; i < kStep; i += 8) _mm256_store_ps(values + i, load_some(in + i, std::max<int64_t>(0, p.k - k - i)));
       for (int j = 0; j < 8; j++)
-        for (int i = 0; i < 8; i++) x[8 * j + i] = values[8 * i + (j ^ 1)];
+        for (int i = 0; i < 8; i++) x[8 * j + i] = values[element_of(j, i)];
     }
 }
 void prepare(const Product& p, float* x) {
@@ -35,19 +38,31 @@ float sum_of(__m256 x) {
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-template <int M, int J>
-void look_up(const Table& table, __m256i codes, const float* x, __m256 (&part)[M]) {
-  const __m256 value = table.at<4 * J>(codes);
-#pragma GCC unroll 2
-  for (int m = 0; m < M; m++) {
-    const __m256 a = _mm256_loadu_ps(x + m * kStep + 8 * J);
-    part[m] = J ? _mm256_fmadd_ps(value, a, part[m]) : _mm256_mul_ps(value, a);
+// The bytes of 16 floats: byte i of all of them in plane[i], twice.
+struct Planes {
+  __m256i plane[4];
+  explicit Planes(const float* code) {
+    alignas(16) uint8_t bytes[4][16];
+    for (int i = 0; i < 16; i++)
+      for (int j = 0; j < 4; j++) bytes[j][i] = static_cast<uint8_t>(__builtin_bit_cast(uint32_t, code[i]) >> 8 * j);
+    for (int j = 0; j < 4; j++) plane[j] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes[j])));
   }
-}
+
+  // The values of 32 codes of a byte each.
+  void look_up(__m256i codes, __m256 (&values)[4]) const {
+    const __m256i a = _mm256_shuffle_epi8(plane[0], codes), b = _mm256_shuffle_epi8(plane[1], codes);
+    const __m256i c = _mm256_shuffle_epi8(plane[2], codes), d = _mm256_shuffle_epi8(plane[3], codes);
+    const __m256i low_ab = _mm256_unpacklo_epi8(a, b), high_ab = _mm256_unpackhi_epi8(a, b);
+    const __m256i low_cd = _mm256_unpacklo_epi8(c, d), high_cd = _mm256_unpackhi_epi8(c, d);
+    values[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_ab, low_cd));
+    values[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_ab, low_cd));
+    values[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(high_ab, high_cd));
+    values[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(high_ab, high_cd));
+  }
+};
 
 template <int M, class T>
-void row_of(const Product& p, const float* x, int64_t row) {
-  const Table table(p.code);
+void row_of(const Product& p, const Planes& planes, const float* x, int64_t row) {
   const bool nested = p.statistics.absmax_8bit;
   __m256 sums[M];
   for (int m = 0; m < M; m++) sums[m] = _mm256_setzero_ps();
@@ -65,15 +80,20 @@ void row_of(const Product& p, const float* x, int64_t row) {
       const __m256i codes = left >= kStep ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(its))
                                           : _mm256_maskload_epi32(reinterpret_cast<const int*>(its), first_dwords(left / 8));
       const float* const at_x = x + (from + k) * M;
+      const __m256i nibble = _mm256_set1_epi8(15);
       __m256 part[M];
-      look_up<M, 0>(table, codes, at_x, part);
-      look_up<M, 1>(table, codes, at_x, part);
-      look_up<M, 2>(table, codes, at_x, part);
-      look_up<M, 3>(table, codes, at_x, part);
-      look_up<M, 4>(table, codes, at_x, part);
-      look_up<M, 5>(table, codes, at_x, part);
-      look_up<M, 6>(table, codes, at_x, part);
-      look_up<M, 7>(table, codes, at_x, part);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        __m256 values[4];
+        planes.look_up(_mm256_and_si256(half ? codes : _mm256_srli_epi16(codes, 4), nibble), values);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+#pragma GCC unroll 2
+          for (int m = 0; m < M; m++) {
+            const __m256 a = _mm256_loadu_ps(at_x + m * kStep + 8 * (4 * half + q));
+            part[m] = half || q ? _mm256_fmadd_ps(values[q], a, part[m]) : _mm256_mul_ps(values[q], a);
+          }
+      }
       __m256 scale = _mm256_set1_ps(scales[(skipped + k) >> p.shift]);
       if (p.blocksize == 32) {
         const float* const two = scales + k / 32;
@@ -91,12 +111,13 @@ void row_of(const Product& p, const float* x, int64_t row) {
 // Two rows in turn, far apart: memory serves two streams better than one.
 template <int M, class T>
 void run_as(const Product& p, const float* x, int64_t first, int64_t last) {
+  const Planes planes(p.code);
   const int64_t middle = first + (last - first) / 2;
   for (int64_t row = first; row < middle; row++) {
-    row_of<M, T>(p, x, row);
-    row_of<M, T>(p, x, row + middle - first);
+    row_of<M, T>(p, planes, x, row);
+    row_of<M, T>(p, planes, x, row + middle - first);
   }
-  if ((last - first) % 2) row_of<M, T>(p, x, last - 1);
+  if ((last - first) % 2) row_of<M, T>(p, planes, x, last - 1);
 }
 
 template <int M>
