@@ -50,7 +50,9 @@ void transpose(__m256i (&r)[8]) {
 }
 
 void panel(const PanelOfB& b, void* out) {
-  const Table table(b.code);
+  const Planes planes(b.code);
+  // Byte t of four dwords side by side.
+  const __m256i by_byte = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   for (int64_t half_of = 0; half_of < kPanel; half_of += 8) {
     for (int64_t from = 0; from < b.k; from += 64) {
       const int64_t dwords = std::min<int64_t>(8, (b.k - from) / 8);
@@ -69,16 +71,15 @@ void panel(const PanelOfB& b, void* out) {
         const int64_t k = from + 8 * i;
         const __m256 scale = _mm256_loadu_ps(b.scales + k / b.granule * kPanel + half_of);
         float* const values = static_cast<float*>(out) + k * kPanel + half_of;
-        const __m256i dword = columns[i];
-        const auto put = [&](int j, __m256 value) { _mm256_store_ps(values + j * kPanel, _mm256_mul_ps(value, scale)); };
-        put(0, table.at<4>(dword));  // a byte's high half comes first
-        put(1, table.at<0>(dword));
-        put(2, table.at<12>(dword));
-        put(3, table.at<8>(dword));
-        put(4, table.at<20>(dword));
-        put(5, table.at<16>(dword));
-        put(6, table.at<28>(dword));
-        put(7, table.at<24>(dword));
+        const __m256i bytes = _mm256_shuffle_epi8(columns[i], by_byte);
+        __m256 high[4], low[4];
+        planes.high(bytes, high);
+        planes.low(bytes, low);
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; t++) {
+          _mm256_store_ps(values + 2 * t * kPanel, _mm256_mul_ps(high[t], scale));
+          _mm256_store_ps(values + (2 * t + 1) * kPanel, _mm256_mul_ps(low[t], scale));
+        }
       }
     }
   }

@@ -41,6 +41,35 @@ struct Table {
   }
 };
 
+// 16 floats by their bytes: byte i of all of them in plane[i], twice. A byte shuffle looks up 32 codes at once, but a byte of
+// their values: four shuffles, whose bytes are then put together. Of 32 bytes, values[q] are of bytes 4 q to 4 q + 3 and
+// 16 + 4 q to 16 + 4 q + 3.
+struct Planes {
+  __m256i plane[4];
+  explicit Planes(const float* code) {
+    alignas(16) uint8_t bytes[4][16];
+    for (int i = 0; i < 16; i++)
+      for (int j = 0; j < 4; j++) bytes[j][i] = static_cast<uint8_t>(__builtin_bit_cast(uint32_t, code[i]) >> 8 * j);
+    for (int j = 0; j < 4; j++) plane[j] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes[j])));
+  }
+
+  void high(__m256i bytes, __m256 (&values)[4]) const {  // of their high nibbles
+    look_up(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), _mm256_set1_epi8(15)), values);
+  }
+  void low(__m256i bytes, __m256 (&values)[4]) const { look_up(_mm256_and_si256(bytes, _mm256_set1_epi8(15)), values); }
+
+  void look_up(__m256i codes, __m256 (&values)[4]) const {
+    const __m256i a = _mm256_shuffle_epi8(plane[0], codes), b = _mm256_shuffle_epi8(plane[1], codes);
+    const __m256i c = _mm256_shuffle_epi8(plane[2], codes), d = _mm256_shuffle_epi8(plane[3], codes);
+    const __m256i low_ab = _mm256_unpacklo_epi8(a, b), high_ab = _mm256_unpackhi_epi8(a, b);
+    const __m256i low_cd = _mm256_unpacklo_epi8(c, d), high_cd = _mm256_unpackhi_epi8(c, d);
+    values[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_ab, low_cd));
+    values[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_ab, low_cd));
+    values[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(high_ab, high_cd));
+    values[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(high_ab, high_cd));
+  }
+};
+
 // Loads of the first `count` dwords of 8, and of nothing else.
 __m256i first_dwords(int64_t count) {
   const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);

@@ -7,9 +7,8 @@ namespace bnb::cpu {
 namespace {
 #include "../gemm_4bit/avx2.h"
 
-// A byte shuffle looks up 32 codes at once, but a byte of their values: four shuffles, whose bytes are then put together. So 32
-// bytes of codes become 8 vectors: of high nibbles (even elements), then of low ones, 4 vectors each, of which vector q holds
-// bytes 4 q to 4 q + 3 and 16 + 4 q to 16 + 4 q + 3. x is [k / 64][rows of A][vector][lane].
+// 32 bytes of codes become 8 vectors: of high nibbles (even elements), then of low ones, 4 each as Planes has them. x is
+// [k / 64][rows of A][vector][lane].
 constexpr int64_t kStep = 64;
 constexpr int64_t kSpan = 2048;
 
@@ -38,29 +37,6 @@ float sum_of(__m256 x) {
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-// The bytes of 16 floats: byte i of all of them in plane[i], twice.
-struct Planes {
-  __m256i plane[4];
-  explicit Planes(const float* code) {
-    alignas(16) uint8_t bytes[4][16];
-    for (int i = 0; i < 16; i++)
-      for (int j = 0; j < 4; j++) bytes[j][i] = static_cast<uint8_t>(__builtin_bit_cast(uint32_t, code[i]) >> 8 * j);
-    for (int j = 0; j < 4; j++) plane[j] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes[j])));
-  }
-
-  // The values of 32 codes of a byte each.
-  void look_up(__m256i codes, __m256 (&values)[4]) const {
-    const __m256i a = _mm256_shuffle_epi8(plane[0], codes), b = _mm256_shuffle_epi8(plane[1], codes);
-    const __m256i c = _mm256_shuffle_epi8(plane[2], codes), d = _mm256_shuffle_epi8(plane[3], codes);
-    const __m256i low_ab = _mm256_unpacklo_epi8(a, b), high_ab = _mm256_unpackhi_epi8(a, b);
-    const __m256i low_cd = _mm256_unpacklo_epi8(c, d), high_cd = _mm256_unpackhi_epi8(c, d);
-    values[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_ab, low_cd));
-    values[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_ab, low_cd));
-    values[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(high_ab, high_cd));
-    values[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(high_ab, high_cd));
-  }
-};
-
 template <int M, class T>
 void row_of(const Product& p, const Planes& planes, const float* x, int64_t row) {
   const bool nested = p.statistics.absmax_8bit;
@@ -80,15 +56,14 @@ void row_of(const Product& p, const Planes& planes, const float* x, int64_t row)
       const __m256i codes = left >= kStep ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(its))
                                           : _mm256_maskload_epi32(reinterpret_cast<const int*>(its), first_dwords(left / 8));
       const float* const at_x = x + (from + k) * M;
-      const __m256i nibble = _mm256_set1_epi8(15);
       __m256 part[M];
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
         __m256 values[4];
-        planes.look_up(_mm256_and_si256(half ? codes : _mm256_srli_epi16(codes, 4), nibble), values);
+        half ? planes.low(codes, values) : planes.high(codes, values);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int m = 0; m < M; m++) {
             const __m256 a = _mm256_loadu_ps(at_x + m * kStep + 8 * (4 * half + q));
             part[m] = half || q ? _mm256_fmadd_ps(values[q], a, part[m]) : _mm256_mul_ps(values[q], a);
@@ -99,7 +74,7 @@ void row_of(const Product& p, const Planes& planes, const float* x, int64_t row)
         const float* const two = scales + k / 32;
         scale = _mm256_set_m128(left > 32 ? _mm_set1_ps(two[1]) : _mm_setzero_ps(), _mm_set1_ps(two[0]));
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int m = 0; m < M; m++) sums[m] = _mm256_fmadd_ps(part[m], scale, sums[m]);
     }
   }
@@ -128,10 +103,11 @@ void run_rows(const Product& p, const float* x, int64_t first, int64_t last) {
 }
 
 void run(const Product& p, const float* x, int64_t first, int64_t last) {
-  p.m == 1 ? run_rows<1>(p, x, first, last) : run_rows<2>(p, x, first, last);
+  constexpr decltype(&run_rows<1>) kRuns[] = {nullptr, &run_rows<1>, &run_rows<2>, &run_rows<3>, &run_rows<4>};
+  kRuns[p.m](p, x, first, last);
 }
 
-const Implementation dots{gemv_4bit, Isa::avx2, Gemv{2, kStep, &prepare, &run}};
+const Implementation dots{gemv_4bit, Isa::avx2, Gemv{4, kStep, &prepare, &run}};
 
 }  // namespace
 }  // namespace bnb::cpu
