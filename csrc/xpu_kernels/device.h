@@ -16,9 +16,9 @@
   [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size", "sycl-sub-group-size", 1, \
                                                 GROUP_SIZE, SUBG_SIZE)]] __attribute__((always_inline)) void
 // A kernel whose work-groups are one work-item each.
-#define BNB_KERNEL_OF_ONE                                                                                          \
-  [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size", 1, 1)]] __attribute__(( \
-      always_inline)) void
+#define BNB_KERNEL_OF_ONE                                                                               \
+  [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size", 1, 1)]] \
+  __attribute__((always_inline)) void
 
 namespace bnb {
 

@@ -52,9 +52,8 @@ kPackPairs(const bfloat16* A, u32* X, i64 M, i64 K, i64 lda, i64 padded_m) {
 template <int GROUP_ROWS, int ROWS, int VECTORS, int CHUNK>
 BNB_KERNEL_OF_ONE
 kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B, const float* absmax, const u8* absmax_8bit,
-                                 const float* absmax_code, const float* absmax_offset, const bfloat16* bias,
-                                 const float* datatype, i32 data_type, bfloat16* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m,
-                                 i32 shift) {
+                                 const float* absmax_code, const float* absmax_offset, const bfloat16* bias, const float* datatype,
+                                 i32 data_type, bfloat16* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
   static_assert(GROUP_ROWS % ROWS == 0 && CHUNK % 32 == 0);
   constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare;
   alignas(64) static local_memory<u16[kSpare + GROUP_ROWS * kStride]> weights;

@@ -122,10 +122,10 @@ void launch_pairs(const Product<bfloat16>& p, void* scratch, sycl::queue* queue)
   const int lanes = sub_group_size(Kind::cpu);
   uint32_t* const packed = static_cast<uint32_t*>(scratch);
   pack_pairs_kernel().submit(*queue, (p.k + 31) / 32, lanes, p.A, packed, p.m, p.k, p.lda, padded_m);
-  pairs_kernel(tile).submit(*queue, tiles_m * ((p.n + rows - 1) / rows), 1, p.m, p.n, p.k, static_cast<const uint32_t*>(packed), p.B,
-                            p.statistics.absmax, p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset,
-                            p.bias, p.datatype, static_cast<int32_t>(p.data_type), p.out, padded_m, p.ldb, p.ldc, tiles_m,
-                            block_shift(p.blocksize));
+  pairs_kernel(tile).submit(*queue, tiles_m * ((p.n + rows - 1) / rows), 1, p.m, p.n, p.k, static_cast<const uint32_t*>(packed),
+                            p.B, p.statistics.absmax, p.statistics.absmax_8bit, p.statistics.absmax_code,
+                            p.statistics.absmax_offset, p.bias, p.datatype, static_cast<int32_t>(p.data_type), p.out, padded_m,
+                            p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
 }
 
 // ---- the matrix unit -------------------------------------------------------------------------------------------------
