@@ -29,9 +29,11 @@ constexpr AlongMShape along_m_shape(int tile) {
   return {32, vectors == 1 ? 16 : vectors == 4 ? 4 : 8, 64};
 }
 
-// Whether more rows of bfloat16 go by the CPU's own dot product. With libsycl 8, whose OpenCL CPU device is of 2025, the process
-// ends while this kernel is built.
-bool has_pairs(Kind kind) { return __LIBSYCL_MAJOR_VERSION >= 9 && kind == Kind::cpu && __builtin_cpu_supports("avx512bf16"); }
+// Whether more rows of bfloat16 go by the CPU's own dot product. Built with intel-sycl-rt 2026.2 or newer alone: the OpenCL CPU
+// devices of 2025.3 and 2026.0 end the process while they compile that kernel.
+bool has_pairs(Kind kind) {
+  return __SYCL_COMPILER_VERSION >= 20260900 && kind == Kind::cpu && __builtin_cpu_supports("avx512bf16");
+}
 
 template <class T>
 std::string family_of(const char* suffix) {
