@@ -237,6 +237,8 @@ int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
 
 int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
   const bnb::Kind kind = bnb::device_of(*static_cast<sycl::queue*>(queue)).kind;
+  // Where the CPU's bfloat16 product is not ours to use, torch, which has it, soon wins.
+  if (dtype == BNB_BFLOAT16 && kind == bnb::Kind::cpu && !bnb::has_pairs(kind) && __builtin_cpu_supports("avx512bf16")) return 32;
   // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
   return dtype == BNB_FLOAT32 || kind == bnb::Kind::cpu || bnb::has_matrix_unit(kind) ? 64 : 16;
 }
