@@ -8,11 +8,23 @@
 
 namespace bnb {
 
-using f32x16 = float __attribute__((ext_vector_type(16), aligned(4)));
-using u32x16 = u32 __attribute__((ext_vector_type(16), aligned(2)));
+using f32x16 = float __attribute__((ext_vector_type(16)));
+using u32x16 = u32 __attribute__((ext_vector_type(16)));
 using u32x8 = u32 __attribute__((ext_vector_type(8)));
-using u16x16 = u16 __attribute__((ext_vector_type(16), aligned(2)));
-using u8x16 = u8 __attribute__((ext_vector_type(16), aligned(1)));
+using u16x16 = u16 __attribute__((ext_vector_type(16)));
+using u8x16 = u8 __attribute__((ext_vector_type(16)));
+
+// Vectors in memory lie at any alignment. A vector type that says so is not enough: CPU devices before 2026.2 do not heed it.
+template <class V>
+BNB_INLINE V vector_at(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+BNB_INLINE void put(void* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
 
 // sum[i] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1]
 BNB_INLINE void add_products(f32x16& sum, u32x16 a, u32x16 b) { __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
@@ -61,7 +73,7 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
   u16* const w = weights.data + kSpare;
   float* const total = sums.data;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
-  const f32x16 codes = *reinterpret_cast<const f32x16*>(datatype ? datatype : data_type == NF4 ? kNF4 : kFP4);
+  const f32x16 codes = vector_at<f32x16>(datatype ? datatype : data_type == NF4 ? kNF4 : kFP4);
   const i64 row_group = tiles_m == 1 ? group_id() : group_id() / tiles_m;
   const i64 m0 = (group_id() - row_group * tiles_m) * kTile;
   const i64 row0 = row_group * GROUP_ROWS;
@@ -80,14 +92,14 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
         const u8* const from = B + ((start + k) >> 1);
         u8x16 c = 0;
         if (from + 16 <= B + bytes) {
-          c = *reinterpret_cast<const u8x16*>(from);
+          c = vector_at<u8x16>(from);
         } else {
           for (int i = 0; i < 16; i++)
             if (from + i < B + bytes) c[i] = from[i];
         }
         const u32x16 wide = __builtin_convertvector(c, u32x16);
         // The table is looked up by the low 5 bits, of which it does not heed the fifth.
-        *reinterpret_cast<u32x16*>(w + r * kStride + k) = look_up(table, wide >> 4 | wide << 16);
+        put(w + r * kStride + k, look_up(table, wide >> 4 | wide << 16));
       }
       if (columns % 2) w[r * kStride + columns] = 0;
     }
@@ -102,7 +114,7 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
         const u32* const from = X + (k0 / 2 + p) * padded_m + m0;
         u32x16 x[VECTORS];
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++) x[v] = *reinterpret_cast<const u32x16*>(from + 16 * v);
+        for (int v = 0; v < VECTORS; v++) x[v] = vector_at<u32x16>(from + 16 * v);
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
           const u32x16 pair = *reinterpret_cast<const u32*>(w + (r + i) * kStride + 2 * p);
@@ -114,8 +126,8 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
       for (int i = 0; i < ROWS; i++)
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
-          f32x16& to = *reinterpret_cast<f32x16*>(total + (r + i) * kTile + 16 * v);
-          to = k0 ? to + sum[i][v] : sum[i][v];
+          float* const to = total + (r + i) * kTile + 16 * v;
+          put(to, k0 ? vector_at<f32x16>(to) + sum[i][v] : sum[i][v]);
         }
     }
   }
@@ -127,10 +139,10 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
       f32x16 x = add;
-      if (K) x += *reinterpret_cast<const f32x16*>(total + r * kTile + 16 * v);
+      if (K) x += vector_at<f32x16>(total + r * kTile + 16 * v);
       const u32x16 bits = bits_as<u32x16>(x);
       const u32x16 nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-      *reinterpret_cast<u16x16*>(rounded + r * kTile + 16 * v) = __builtin_convertvector(x != x ? u32x16(0x7fc0) : nearest, u16x16);
+      put(rounded + r * kTile + 16 * v, __builtin_convertvector(x != x ? u32x16(0x7fc0) : nearest, u16x16));
     }
   }
   const int here = M - m0 < kTile ? static_cast<int>(M - m0) : kTile;

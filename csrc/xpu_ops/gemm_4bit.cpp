@@ -29,11 +29,8 @@ constexpr AlongMShape along_m_shape(int tile) {
   return {32, vectors == 1 ? 16 : vectors == 4 ? 4 : 8, 64};
 }
 
-// Whether more rows of bfloat16 go by the CPU's own dot product. Built with intel-sycl-rt 2026.2 or newer alone: the OpenCL CPU
-// devices of 2025.3 and 2026.0 end the process while they compile that kernel.
-bool has_pairs(Kind kind) {
-  return __SYCL_COMPILER_VERSION >= 20260900 && kind == Kind::cpu && __builtin_cpu_supports("avx512bf16");
-}
+// Whether more rows of bfloat16 go by the CPU's own dot product.
+bool has_pairs(Kind kind) { return kind == Kind::cpu && __builtin_cpu_supports("avx512bf16"); }
 
 template <class T>
 std::string family_of(const char* suffix) {
@@ -237,8 +234,6 @@ int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
 
 int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
   const bnb::Kind kind = bnb::device_of(*static_cast<sycl::queue*>(queue)).kind;
-  // Where the CPU's bfloat16 product is not ours to use, torch, which has it, soon wins.
-  if (dtype == BNB_BFLOAT16 && kind == bnb::Kind::cpu && !bnb::has_pairs(kind) && __builtin_cpu_supports("avx512bf16")) return 32;
   // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
   return dtype == BNB_FLOAT32 || kind == bnb::Kind::cpu || bnb::has_matrix_unit(kind) ? 64 : 16;
 }
