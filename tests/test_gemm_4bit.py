@@ -45,7 +45,7 @@ def test_any_number_of_rows(m, shape, dtype, device):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
-@pytest.mark.parametrize("m", [2, 5, 65])
+@pytest.mark.parametrize("m", [2, 5, 65, 130])
 def test_nested_and_bias(m, quant_type, dtype, device):
     for shape in ((7, 77), (96, 512), (300, 64)):
         w = Weight.random(*shape, blocksize=32, quant_type=quant_type, nested=True)
@@ -53,7 +53,7 @@ def test_nested_and_bias(m, quant_type, dtype, device):
 
 
 @pytest.mark.parametrize("offset_dtype", FLOATS, ids=short)
-@pytest.mark.parametrize("m", [1, 3, 100])
+@pytest.mark.parametrize("m", [1, 3, 130])
 def test_absmax_offset_of_any_dtype(m, offset_dtype, device):
     w = Weight.random(20, 96, nested=True)
     w.nested["absmax_offset"] = w.nested["absmax_offset"].to(offset_dtype)
@@ -143,12 +143,12 @@ def test_inputs_that_are_not_contiguous(m, device):
 def test_panels(n, k, device):
     """A weight too large for one panel of scratch; also one whose rows are no whole number of blocks."""
     w = Weight.random(n, k, blocksize=64)
-    A, bias = activation(70, k), activation(n)
+    A, bias = activation(130, k), activation(n)
     check(w, A, bias, device)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
-@pytest.mark.parametrize("m", [1, 4, 16, 17, 64, 65])
+@pytest.mark.parametrize("m", [1, 4, 16, 17, 64, 65, 130])
 def test_sums_are_fp32(m, dtype, device):
     """Many small products next to a large one: sums rounded to 16 bit would lose them all."""
     k = 4096
@@ -175,12 +175,12 @@ def good(device, m=3):
     }
 
 
-@pytest.mark.parametrize("m", [1, 3, 100])
+@pytest.mark.parametrize("m", [1, 3, 130])
 def test_opcheck(m, device):
     check_operator(ops.gemm_4bit.default, tuple(good(device, m).values()), {})
 
 
-@pytest.mark.parametrize("m", [1, 3, 100])
+@pytest.mark.parametrize("m", [1, 3, 130])
 def test_compile(m, device):
     arguments = good(device, m)
     compiled = torch.compile(lambda **kw: ops.gemm_4bit(**kw) * 2, fullgraph=True, backend="aot_eager")

@@ -1,4 +1,6 @@
 // Launch of csrc/xpu_kernels/gemm_4bit.cpp.
+#include <limits>
+
 #include "dot_4bit.h"
 
 namespace bnb {
@@ -234,8 +236,11 @@ int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
 
 int64_t cgemm_4bit_max_rows(int dtype, void* queue) {
   const bnb::Kind kind = bnb::device_of(*static_cast<sycl::queue*>(queue)).kind;
+  // Torch's product of float16 never wins on a CPU without its arithmetic.
+  if (kind == bnb::Kind::cpu)
+    return dtype == BNB_FLOAT16 && !__builtin_cpu_supports("avx512fp16") ? std::numeric_limits<int64_t>::max() : 128;
   // On a GPU whose matrix unit only torch uses, torch soon wins, but for float32, whose sums are more exact in our order.
-  return dtype == BNB_FLOAT32 || kind == bnb::Kind::cpu || bnb::has_matrix_unit(kind) ? 64 : 16;
+  return dtype == BNB_FLOAT32 || bnb::has_matrix_unit(kind) ? 64 : 16;
 }
 
 int64_t cgemm_4bit_panel_bytes(void* queue) {
