@@ -26,8 +26,9 @@ run: build
 	$(BIN)/python -m bitsandbytes_intel
 	$(BIN)/python -m bitsandbytes_intel model
 
+# A test process a core: threads that wait must leave it to the other.
 test: build
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # Wrong, odd and corrupted arguments, checkpoints and cache files, for half an hour; a crash is a fault.
 fuzz: build
