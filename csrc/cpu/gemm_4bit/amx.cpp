@@ -29,44 +29,103 @@ constexpr Order order() {
 }
 constexpr Order kPlaces = order();
 
-// [k / kStep][height / kRows][kStep / 2][kRows][2]
+// ---- parts ----------------------------------------------------------------------------------------------------------
+// A value of more bits than bfloat16's is the sum of PARTS that are bfloat16: two hold all of a float16, and 16 bits of a weight.
+// Their products, but for those that are too small to matter, are summed up in float32, the smallest first. With one part,
+// activations are bfloat16, and weights are rounded once, as CUDA's.
+template <int PARTS>
+constexpr auto kProducts = nullptr;  // {part of A, part of B}
+template <>
+constexpr int kProducts<1>[][2] = {{0, 0}};
+template <>
+constexpr int kProducts<2>[][2] = {{1, 0}, {0, 1}, {0, 0}};
+
+// The largest part first. What is not finite is the last alone, which meets but the first of the other side: inf * 0 is no number.
+template <int PARTS>
+void split(__m512 x, __m256i (&part)[PARTS]) {
+  if constexpr (PARTS > 1) {
+    constexpr int kNotFinite = 0x99;
+    const __m512 whole = x, most = _mm512_set1_ps(0x1.fep127f), least = _mm512_set1_ps(-0x1.fep127f);
+    const __mmask16 special = _mm512_fpclass_ps_mask(x, kNotFinite);
+    x = _mm512_maskz_mov_ps(static_cast<__mmask16>(~special), x);
+#pragma GCC unroll 2
+    for (int i = 0; i + 1 < PARTS; i++) {
+      part[i] = (__m256i)_mm512_cvtneps_pbh(_mm512_max_ps(_mm512_min_ps(x, most), least));
+      x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part[i]), 16)));
+    }
+    x = _mm512_mask_mov_ps(x, special, whole);
+  }
+  part[PARTS - 1] = (__m256i)_mm512_cvtneps_pbh(x);
+}
+
+// 32 elements of a row of A, of which those before `count` are there.
+template <int PARTS>
+void load_parts(const bfloat16* in, int64_t count, __m512i (&part)[PARTS]) {
+  static_assert(PARTS == 1);
+  part[0] = _mm512_maskz_loadu_epi16(count >= 32 ? ~__mmask32{0} : count <= 0 ? __mmask32{0} : (__mmask32{1} << count) - 1, in);
+}
+template <int PARTS, class T>
+void load_parts(const T* in, int64_t count, __m512i (&part)[PARTS]) {
+  __m256i low[PARTS], high[PARTS];
+  split(load(in, first_lanes(std::max<int64_t>(0, count))), low);
+  split(load(in + 16, first_lanes(std::max<int64_t>(0, count - 16))), high);
+#pragma GCC unroll 2
+  for (int i = 0; i < PARTS; i++) part[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low[i]), high[i], 1);
+}
+
+constexpr int64_t filled(int64_t k) { return (k + kBlock - 1) / kBlock * kBlock; }
+
+// For each step of K that is packed [PARTS][k / kStep][height / kRows][kStep / 2][kRows][2]
+template <class T, int PARTS>
 void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
-  uint16_t* const out = static_cast<uint16_t*>(tile);
-  const auto lanes = [](int64_t n) { return n >= 32 ? ~__mmask32{0} : n <= 0 ? __mmask32{0} : (__mmask32{1} << n) - 1; };
+  uint16_t* const out = static_cast<uint16_t*>(tile) + first * height * PARTS;
+  const int64_t part_size = filled(last - first) * height;
   for (int64_t k = first; k < last; k += kBlock) {
-    const __mmask32 low = lanes(last - k), high = lanes(last - k - 32);
     for (int64_t block = 0; block < height; block += kRows) {
-      __m512i left[kRows], right[kRows];
+      __m512i left[PARTS][kRows], right[PARTS][kRows];
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; r++) {
-        left[r] = right[r] = _mm512_setzero_si512();
-        if (block + r >= rows) continue;
-        const uint16_t* const in = static_cast<const uint16_t*>(p.A) + (row + block + r) * p.lda + k;
-        const __m512i a = _mm512_maskz_loadu_epi16(low, in), b = _mm512_maskz_loadu_epi16(high, in + 32);
-        left[r] = _mm512_permutex2var_epi16(a, _mm512_load_si512(kPlaces.at), b);
-        right[r] = _mm512_permutex2var_epi16(a, _mm512_load_si512(kPlaces.at + 32), b);
+        __m512i a[PARTS] = {}, b[PARTS] = {};
+        if (block + r < rows) {
+          const T* const in = static_cast<const T*>(p.A) + (row + block + r) * p.lda + k;
+          load_parts(in, last - k, a);
+          load_parts(in + 32, last - k - 32, b);
+        }
+#pragma GCC unroll 2
+        for (int i = 0; i < PARTS; i++) {
+          left[i][r] = _mm512_permutex2var_epi16(a[i], _mm512_load_si512(kPlaces.at), b[i]);
+          right[i][r] = _mm512_permutex2var_epi16(a[i], _mm512_load_si512(kPlaces.at + 32), b[i]);
+        }
       }
-      transpose(left);
-      transpose(right);
-      uint16_t* const to = out + k * height + block * kStep;
+#pragma GCC unroll 2
+      for (int i = 0; i < PARTS; i++) {
+        transpose(left[i]);
+        transpose(right[i]);
+        uint16_t* const to = out + i * part_size + (k - first) * height + block * kStep;
 #pragma GCC unroll 16
-      for (int j = 0; j < kRows; j++) {
-        _mm512_store_si512(to + 32 * j, left[j]);
-        _mm512_store_si512(to + kStep * height + 32 * j, right[j]);
+        for (int j = 0; j < kRows; j++) {
+          _mm512_store_si512(to + 32 * j, left[i][j]);
+          _mm512_store_si512(to + kStep * height + 32 * j, right[i][j]);
+        }
       }
     }
   }
 }
 
-// [k / kStep][kPanel][kStep]. A weight is code * scale, rounded once: CUDA's. It is the block's table that is rounded.
+// [PARTS][k / kStep][kPanel][kStep]. It is the block's table of weights, code * scale, that is split or rounded.
+template <int PARTS>
 void panel(const PanelOfB& b, void* out) {
   const __m512 code = _mm512_loadu_ps(b.code);
   // Of each four codes those that are even and odd elements, twice: look-ups read the low bits of their index.
   const __m512i first = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
   const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(8));
-  const auto table_of = [&](float scale) {
-    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(code, _mm512_set1_ps(scale)));
-    return _mm512_broadcast_i64x4(rounded);
+  const int64_t part_bytes = filled(b.k) / kStep * kTileBytes;
+  __m512i table[PARTS];
+  const auto look_up_in = [&](float scale) {
+    __m256i parts[PARTS];
+    split(_mm512_mul_ps(code, _mm512_set1_ps(scale)), parts);
+#pragma GCC unroll 2
+    for (int i = 0; i < PARTS; i++) table[i] = _mm512_broadcast_i64x4(parts[i]);
   };
   for (int r = 0; r < kPanel; r++) {
     char* const row = static_cast<char*>(out) + r * 64;
@@ -76,96 +135,142 @@ void panel(const PanelOfB& b, void* out) {
     if (b.granule >= kBlock) {
       for (int64_t left = 0; k + kBlock <= b.k; k += kBlock) {
         if (k % (2 * kBlock) == 0) _mm_prefetch(reinterpret_cast<const char*>(codes + k / 2 + b.ahead), _MM_HINT_T1);
-        if (left == 0) left = b.granule, scales += k ? kPanel : 0;
+        if (left == 0) {
+          left = b.granule, scales += k ? kPanel : 0;
+          look_up_in(*scales);
+        }
         left -= std::min<int64_t>(left, kBlock);
-        const __m512i table = table_of(*scales);
         const __m512i dwords = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + k / 2)));
         char* const to = row + k / kStep * kTileBytes;
-        _mm512_store_si512(to, _mm512_permutexvar_epi16(_mm512_srlv_epi16(dwords, first), table));
-        _mm512_store_si512(to + kTileBytes, _mm512_permutexvar_epi16(_mm512_srlv_epi16(dwords, second), table));
+#pragma GCC unroll 2
+        for (int i = 0; i < PARTS; i++) {
+          _mm512_store_si512(to + i * part_bytes, _mm512_permutexvar_epi16(_mm512_srlv_epi16(dwords, first), table[i]));
+          _mm512_store_si512(to + i * part_bytes + kTileBytes,
+                             _mm512_permutexvar_epi16(_mm512_srlv_epi16(dwords, second), table[i]));
+        }
       }
     }
     for (; k < b.k; k += kBlock) {  // several scales in a block, or a last one that is not full
       const int64_t count = std::min<int64_t>(kBlock, b.k - k);
       const __m256i half_of = _mm256_maskz_loadu_epi32(static_cast<__mmask8>((1 << count / 8) - 1), codes + k / 2);
       const __m512i dwords = _mm512_broadcast_i64x4(half_of);
-      __m512i low = _mm512_setzero_si512(), high = low;
+      __m512i low[PARTS] = {}, high[PARTS] = {};
       const int64_t step = std::min<int64_t>(b.granule, kBlock);
       for (int64_t i = 0; i < count; i += step) {
-        const __m512i table = table_of(b.scales[(k + i) / b.granule * kPanel + r]);
+        look_up_in(b.scales[(k + i) / b.granule * kPanel + r]);
         const uint32_t words = (1u << std::min(count, i + step) / 4) - (1u << i / 4);
         const __mmask32 mask = words << 16 | words;
-        low = _mm512_mask_permutexvar_epi16(low, mask, _mm512_srlv_epi16(dwords, first), table);
-        high = _mm512_mask_permutexvar_epi16(high, mask, _mm512_srlv_epi16(dwords, second), table);
+#pragma GCC unroll 2
+        for (int j = 0; j < PARTS; j++) {
+          low[j] = _mm512_mask_permutexvar_epi16(low[j], mask, _mm512_srlv_epi16(dwords, first), table[j]);
+          high[j] = _mm512_mask_permutexvar_epi16(high[j], mask, _mm512_srlv_epi16(dwords, second), table[j]);
+        }
       }
       char* const to = row + k / kStep * kTileBytes;
-      _mm512_store_si512(to, low);
-      _mm512_store_si512(to + kTileBytes, high);
+#pragma GCC unroll 2
+      for (int i = 0; i < PARTS; i++) {
+        _mm512_store_si512(to + i * part_bytes, low[i]);
+        _mm512_store_si512(to + i * part_bytes + kTileBytes, high[i]);
+      }
     }
   }
 }
 
+template <int PARTS>
 void convert(const float* values, int64_t k, void* out) {
   char* to = static_cast<char*>(out);
   const __m512i low = _mm512_load_si512(kPlaces.at), high = _mm512_load_si512(kPlaces.at + kStep);
+  const int64_t part_bytes = filled(k) / kStep * kTileBytes;
   const auto row = [&](int64_t i) { return i < k ? _mm512_loadu_ps(values + i * kPanel) : _mm512_setzero_ps(); };
   for (int64_t from = 0; from < k; from += kBlock, to += 2 * kTileBytes) {
-    __m512i halves[2][kPanel];  // of the block, first by pairs of k, then by columns
-    for (int h = 0; h < 2; h++) {
+    __m512i halves[PARTS][2][kPanel];  // of the block, first by pairs of k, then by columns
+    for (int h = 0; h < 2; h++)
       for (int j = 0; j < kPanel; j++) {
         const int64_t at = from + h * kStep + 2 * j;
-        halves[h][j] = pairs_of(row(at), row(at + 1));
+        if constexpr (PARTS == 1) {
+          halves[0][h][j] = pairs_of(row(at), row(at + 1));
+          continue;
+        }
+        __m256i even[PARTS], odd[PARTS];
+        split(row(at), even);
+        split(row(at + 1), odd);
+#pragma GCC unroll 2
+        for (int i = 0; i < PARTS; i++)
+          halves[i][h][j] = interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(even[i]), odd[i], 1));
       }
-      transpose(halves[h]);
-    }
-    for (int r = 0; r < kPanel; r++) {
-      _mm512_store_si512(to + r * 64, _mm512_permutex2var_epi16(halves[0][r], low, halves[1][r]));
-      _mm512_store_si512(to + kTileBytes + r * 64, _mm512_permutex2var_epi16(halves[0][r], high, halves[1][r]));
+#pragma GCC unroll 2
+    for (int i = 0; i < PARTS; i++) {
+      transpose(halves[i][0]);
+      transpose(halves[i][1]);
+      char* const its = to + i * part_bytes;
+      for (int r = 0; r < kPanel; r++) {
+        _mm512_store_si512(its + r * 64, _mm512_permutex2var_epi16(halves[i][0][r], low, halves[i][1][r]));
+        _mm512_store_si512(its + kTileBytes + r * 64, _mm512_permutex2var_epi16(halves[i][0][r], high, halves[i][1][r]));
+      }
     }
   }
 }
+
+// ---- products -------------------------------------------------------------------------------------------------------
+constexpr int kTile = kRows * kPanel;
 
 // kRows or twice as many rows of A with one panel or two: sums in tiles 0 to 3, panels in 4 and 5, A in 6 and 7.
-template <int BLOCKS, int PANELS>
+template <int PARTS, int BLOCKS, int PANELS>
 void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, int64_t k, float* c, int64_t width) {
+  float* const of_c[] = {c, c + kTile, c + kRows * width, c + kRows * width + kTile};
+  alignas(64) float sums[4][kTile] = {};  // a chain of all K would lose what parts are for
+  const auto at = [&](int i) { return PARTS == 1 ? of_c[i] : sums[i]; };
   asm volatile("" ::: "memory");  // the intrinsics do not say what they read and write
-  float* const c1 = c + kRows * width;
-  constexpr int kTile = kRows * kPanel;
-  _tile_loadd(0, c, 64);
-  if constexpr (PANELS == 2) _tile_loadd(1, c + kTile, 64);
-  if constexpr (BLOCKS == 2) _tile_loadd(2, c1, 64);
-  if constexpr (BLOCKS == 2 && PANELS == 2) _tile_loadd(3, c1 + kTile, 64);
-  for (int64_t j = 0; j < k; j += kStep, a += kStep * height, b += kTileBytes) {
-    _tile_loadd(4, b, 64);
-    _tile_loadd(6, a, 64);
-    if constexpr (PANELS == 2) _tile_loadd(5, b + stride, 64);
-    if constexpr (BLOCKS == 2) _tile_loadd(7, a + kRows * kStep, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (PANELS == 2) _tile_dpbf16ps(1, 5, 6);
-    if constexpr (BLOCKS == 2) _tile_dpbf16ps(2, 4, 7);
-    if constexpr (BLOCKS == 2 && PANELS == 2) _tile_dpbf16ps(3, 5, 7);
+  _tile_loadd(0, at(0), 64);
+  if constexpr (PANELS == 2) _tile_loadd(1, at(1), 64);
+  if constexpr (BLOCKS == 2) _tile_loadd(2, at(2), 64);
+  if constexpr (BLOCKS == 2 && PANELS == 2) _tile_loadd(3, at(3), 64);
+  for (const auto& [of_a, of_b] : kProducts<PARTS>) {
+    const uint16_t* x = a + of_a * k * height;
+    const char* y = b + of_b * (k / kStep) * kTileBytes;
+    for (int64_t j = 0; j < k; j += kStep, x += kStep * height, y += kTileBytes) {
+      _tile_loadd(4, y, 64);
+      _tile_loadd(6, x, 64);
+      if constexpr (PANELS == 2) _tile_loadd(5, y + stride, 64);
+      if constexpr (BLOCKS == 2) _tile_loadd(7, x + kRows * kStep, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (PANELS == 2) _tile_dpbf16ps(1, 5, 6);
+      if constexpr (BLOCKS == 2) _tile_dpbf16ps(2, 4, 7);
+      if constexpr (BLOCKS == 2 && PANELS == 2) _tile_dpbf16ps(3, 5, 7);
+    }
   }
-  _tile_stored(0, c, 64);
-  if constexpr (PANELS == 2) _tile_stored(1, c + kTile, 64);
-  if constexpr (BLOCKS == 2) _tile_stored(2, c1, 64);
-  if constexpr (BLOCKS == 2 && PANELS == 2) _tile_stored(3, c1 + kTile, 64);
+  _tile_stored(0, at(0), 64);
+  if constexpr (PANELS == 2) _tile_stored(1, at(1), 64);
+  if constexpr (BLOCKS == 2) _tile_stored(2, at(2), 64);
+  if constexpr (BLOCKS == 2 && PANELS == 2) _tile_stored(3, at(3), 64);
   asm volatile("" ::: "memory");
+  if constexpr (PARTS > 1)
+    for (int i = 0; i < 4; i++)
+      if (i % 2 < PANELS && i / 2 < BLOCKS)
+        for (int j = 0; j < kTile; j += 16)
+          _mm512_store_ps(of_c[i] + j, _mm512_add_ps(_mm512_load_ps(of_c[i] + j), _mm512_load_ps(sums[i] + j)));
 }
 
+template <int PARTS>
 void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
   const uint16_t* const a = static_cast<const uint16_t*>(tile);
   const char* const b = static_cast<const char*>(panels);
   const int64_t width = count * kPanel;
   for (int64_t i = 0; i < count; i += 2) {
-    const auto run =
-        height == kRows ? (i + 1 < count ? &tiles_of<1, 2> : &tiles_of<1, 1>) : (i + 1 < count ? &tiles_of<2, 2> : &tiles_of<2, 1>);
+    const bool two = i + 1 < count;
+    const auto run = height == kRows ? (two ? &tiles_of<PARTS, 1, 2> : &tiles_of<PARTS, 1, 1>)
+                                     : (two ? &tiles_of<PARTS, 2, 2> : &tiles_of<PARTS, 2, 1>);
     run(a, height, b + i * stride, stride, k, C + i * kPanel * kRows, width);
   }
 }
 
-const Implementation bfloat16_tiles{
-    gemm_4bit_bfloat16, Isa::amx,
-    Gemm{32, 16, kBlock, 2, 16, &pack, &panel, &columns, &convert, &multiply, &finish_blocks, &begin, &end}};
+template <class T, int PARTS>
+constexpr Gemm kGemm{
+    32,     16,  kBlock, 2 * PARTS, 16, &pack<T, PARTS>, &panel<PARTS>, &columns, &convert<PARTS>, &multiply<PARTS>, &finish_blocks,
+    &begin, &end};
+
+const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::amx, kGemm<bfloat16, 1>};
+const Implementation for_float16{gemm_4bit_float16_parts, Isa::amx, kGemm<half, 2>};
 
 }  // namespace
 }  // namespace bnb::cpu

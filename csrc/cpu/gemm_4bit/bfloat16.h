@@ -1,12 +1,13 @@
 // Panels of bfloat16 pairs, [k / 2][kPanel][2]: after avx512.h, inside the region of an instruction set with AVX512-BF16.
 // A weight is code * scale, rounded once: CUDA's.
 
-// Two columns of k, lane by lane.
-__m512i pairs_of(__m512 even, __m512 odd) {
+// Two columns of k, of which the low half and the high half of a vector are, lane by lane.
+__m512i interleaved(__m512i halves) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
                                          19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+  return _mm512_permutexvar_epi16(order, halves);
 }
+__m512i pairs_of(__m512 even, __m512 odd) { return interleaved((__m512i)_mm512_cvtne2ps_pbh(odd, even)); }
 
 template <int MULTIPLE>
 void fill_up(char* panel, int64_t k) {

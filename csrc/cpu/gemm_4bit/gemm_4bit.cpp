@@ -11,6 +11,7 @@
 namespace bnb::cpu {
 
 constinit Slot<Gemm> gemm_4bit_bfloat16{"gemm_4bit_bfloat16"}, gemm_4bit{"gemm_4bit"}, gemm_4bit_int8{"gemm_4bit_int8"};
+constinit Slot<Gemm> gemm_4bit_float16_parts{"gemm_4bit_float16_parts"};
 
 Scratch::~Scratch() { std::free(memory_); }
 
@@ -32,14 +33,19 @@ namespace {
 constexpr int64_t kGrain = 1 << 16;
 // Of packed rows of A; for more of them, B is dequantised more than once.
 constexpr int64_t kPackedBytes = 16 << 20;
-// Elements of K that are packed at a time.
-constexpr int64_t kPackStep = 512;
-// Elements of K in a panel, and the most blocks that they can be.
-constexpr int64_t kPart = 512, kMostGranules = kPart / 32;
+// The most blocks that a part of K can be.
+constexpr int64_t kMostGranules = kPart / 32;
+// Of A, from where on products of its parts are faster.
+constexpr int64_t kPartsRows = 32;
 
 float code_at(const Product& p, int64_t at) { return p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15]; }
 
-const Gemm& kernel_for(int dtype) { return (dtype == BNB_BFLOAT16 ? gemm_4bit_bfloat16 : gemm_4bit).best(); }
+const Gemm& kernel_for(const Product& p) {
+  if (p.dtype == BNB_BFLOAT16) return gemm_4bit_bfloat16.best();
+  if (p.dtype == BNB_FLOAT16 && p.m >= kPartsRows)
+    if (const Gemm& parts = gemm_4bit_float16_parts.best(); parts.max_tile) return parts;
+  return gemm_4bit.best();
+}
 
 // The panel's rows whose parts begin anywhere: odd K, or K that is no multiple of 8.
 void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t first, int64_t k, float* panel) {
@@ -149,7 +155,6 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(
       kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) / kernel.max_tile * kernel.max_tile);
-  const int64_t part = kPart;
   int64_t panels = p.m >= 64 ? kernel.max_panels : 2;
   while (panels > 4 && ceil_div(p.n, panels * kPanel) < thread_count(queue)) panels /= 2;
   for (int64_t row = 0; row < p.m; row += block_rows) {
@@ -158,11 +163,11 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
     const int64_t tile_bytes = height * padded_k * kernel.element;
     thread_local Scratch packed_scratch;
     char* const packed = static_cast<char*>(packed_scratch.bytes(tiles * tile_bytes + 64));
-    const int64_t steps = ceil_div(p.k, kPackStep);
-    parallel_for(queue, tiles * steps, std::max<int64_t>(1, kGrain / (kPackStep * height)), [&](int64_t first, int64_t last) {
+    const int64_t steps = ceil_div(p.k, kPart);
+    parallel_for(queue, tiles * steps, std::max<int64_t>(1, kGrain / (kPart * height)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
-        const int64_t tile = i / steps, from = i % steps * kPackStep;
-        kernel.pack(p, row + tile * height, std::min(height, rows - tile * height), height, from, std::min(p.k, from + kPackStep),
+        const int64_t tile = i / steps, from = i % steps * kPart;
+        kernel.pack(p, row + tile * height, std::min(height, rows - tile * height), height, from, std::min(p.k, from + kPart),
                     packed + tile * tile_bytes);
       }
     });
@@ -170,8 +175,8 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
     parallel_for(queue, ceil_div(p.n, wide), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, wide * p.k)),
                  [&](int64_t first, int64_t last) {
       thread_local Scratch scratch;
-      const int64_t panel_bytes = part * kPanel * kernel.element, c_floats = tiles * height * wide;
-      const int64_t scale_floats = part / 8 * kPanel, value_floats = kernel.convert ? part * kPanel : 0;
+      const int64_t panel_bytes = kPart * kPanel * kernel.element, c_floats = tiles * height * wide;
+      const int64_t scale_floats = kPart / 8 * kPanel, value_floats = kernel.convert ? kPart * kPanel : 0;
       char* const memory = static_cast<char*>(scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
       float* const C = reinterpret_cast<float*>(memory + panels * panel_bytes);
       float* const scales = C + c_floats;
@@ -181,11 +186,11 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
         const int64_t n = group * wide, columns = std::min(wide, p.n - n), count = ceil_div(columns, kPanel);
         const int64_t width = count * kPanel;
         std::memset(C, 0, static_cast<size_t>(tiles * height * width) * 4);
-        for (int64_t from = 0; from < p.k; from += part) {
-          const int64_t k = std::min(part, p.k - from), padded = ceil_div(k, kernel.k_multiple) * kernel.k_multiple;
+        for (int64_t from = 0; from < p.k; from += kPart) {
+          const int64_t k = std::min(kPart, p.k - from), padded = ceil_div(k, kernel.k_multiple) * kernel.k_multiple;
           for (int64_t i = 0; i < count; i++) {
             // What comes next: the next panel's rows, or after the last the first one's further on.
-            const int64_t ahead = i + 1 < count ? kPanel * p.ldb / 2 : part / 2 - i * kPanel * p.ldb / 2;
+            const int64_t ahead = i + 1 < count ? kPanel * p.ldb / 2 : kPart / 2 - i * kPanel * p.ldb / 2;
             make(n + i * kPanel, from, k, ahead, memory + i * panel_bytes);
           }
           for (int64_t tile = 0; tile < tiles; tile++)
@@ -217,7 +222,7 @@ void product(const Product& p, bool may_be_int8, void* queue) {
     if (const Gemm& int8 = gemm_4bit_int8.best(); int8.max_tile) return gemm<PanelMaker>(p, int8, queue);
   const Gemv& few = gemv_4bit.best();
   if (p.m <= few.max_rows && p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) return gemv(p, few, queue);
-  gemm<PanelMaker>(p, kernel_for(p.dtype), queue);
+  gemm<PanelMaker>(p, kernel_for(p), queue);
 }
 
 Product product_of(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B, const BnbStatistics* statistics,
@@ -262,7 +267,7 @@ int cgemm_4bit_transposed(int dtype, int64_t m, int64_t n, int64_t k, const void
     // To the kernels it is a product like the others, whose weights have k rows of n.
     const Product p = product_of(dtype, m, k, n, A, B, statistics, nullptr, data_type, out, lda, ldb, ldc, blocksize, nullptr);
     if (m <= 0 || k <= 0) return;
-    gemm<ColumnsMaker>(p, kernel_for(dtype), queue);
+    gemm<ColumnsMaker>(p, kernel_for(p), queue);
   });
 }
 

@@ -8,6 +8,8 @@
 namespace bnb::cpu {
 
 constexpr int kPanel = 16;
+// Elements of K that are packed, dequantised and multiplied together.
+constexpr int64_t kPart = 512;
 // So many of k products of fp32 are summed up one after another before they are added to C: about the root of k, since a long
 // chain loses too much, as many short ones do, but no more than keep the additions to C cheap.
 constexpr int64_t chain_of(int64_t k) {
@@ -43,8 +45,8 @@ struct Gemm {
   int64_t k_multiple;    // K is filled up with zeros to a multiple of so many: at most 64
   int64_t element;       // bytes of an element of a tile or a panel
   int64_t max_panels;    // that are multiplied together, at most, where A has many rows
-  // Elements first to last of K of `rows` rows of A from row `row` on, into a tile of `height` rows: its columns from
-  // first on, as far as the next multiple of k_multiple.
+  // Elements first to last of K, kPart or what is left, of `rows` rows of A from row `row` on, into a tile of `height` rows: its
+  // columns from first on, as far as the next multiple of k_multiple.
   void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
   void (*panel)(const PanelOfB&, void* panel);
   // The same of B's transpose, in fp32: values [rows][kPanel]; null where gradients do not come.
@@ -61,6 +63,8 @@ struct Gemm {
 };
 // For bfloat16, and for the others.
 extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;
+// For many rows of float16, by products of bfloat16; nothing (max_tile 0) without AMX.
+extern Slot<Gemm> gemm_4bit_float16_parts;
 // With A in int8, for those who ask for it; nothing (max_tile 0) without VNNI. K and blocks are multiples of 64.
 extern Slot<Gemm> gemm_4bit_int8;
 
