@@ -139,11 +139,12 @@ def test_inputs_that_are_not_contiguous(m, device):
             check_product(result, A, w.exact(), bias)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=short)
 @pytest.mark.parametrize(("n", "k"), [(36000, 500), (34000, 512)])
-def test_panels(n, k, device):
+def test_panels(n, k, dtype, device):
     """A weight too large for one panel of scratch; also one whose rows are no whole number of blocks."""
     w = Weight.random(n, k, blocksize=64)
-    A, bias = activation(130, k), activation(n)
+    A, bias = activation(130, k, dtype=dtype), activation(n, dtype=dtype)
     check(w, A, bias, device)
 
 

@@ -28,7 +28,7 @@ struct AlongMShape {
 };
 constexpr AlongMShape along_m_shape(int tile) {
   const int vectors = kTiles[tile] / 16;
-  return {32, vectors == 1 ? 16 : vectors == 4 ? 4 : 8, 64};
+  return {vectors == 4 ? 16 : 32, vectors == 1 ? 16 : vectors == 4 ? 4 : 8, 64};  // what fits into a first cache of 32 KiB
 }
 
 // Whether more rows of bfloat16 go by the CPU's own dot product.
