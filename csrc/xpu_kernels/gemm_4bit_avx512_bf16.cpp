@@ -117,7 +117,7 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
         for (int v = 0; v < VECTORS; v++) x[v] = vector_at<u32x16>(from + 16 * v);
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
-          const u32x16 pair = *reinterpret_cast<const u32*>(w + (r + i) * kStride + 2 * p);
+          const u32x16 pair = vector_at<u32>(w + (r + i) * kStride + 2 * p);
 #pragma unroll
           for (int v = 0; v < VECTORS; v++) add_products(sum[i][v], x[v], pair);
         }

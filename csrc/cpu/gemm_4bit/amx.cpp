@@ -41,6 +41,7 @@ template <>
 constexpr int kProducts<2>[][2] = {{1, 0}, {0, 1}, {0, 0}};
 
 // The largest part first. What is not finite is the last alone, which meets but the first of the other side: inf * 0 is no number.
+// So inf * inf is none either, here.
 template <int PARTS>
 void split(__m512 x, __m256i (&part)[PARTS]) {
   if constexpr (PARTS > 1) {

@@ -122,7 +122,7 @@ struct ColumnsMaker {
 
   void operator()(int64_t n, int64_t first, int64_t k, int64_t, void* panel) {
     float* const target = kernel.convert ? values : static_cast<float*>(panel);
-    if (p.ldb % kPanel) {  // a row of the panel may begin in the middle of a byte, or lie in two blocks
+    if (p.ldb % kPanel || p.n % kPanel) {  // a row of the panel may begin in the middle of a byte, lie in two blocks, or end early
       anywhere(n, first, k, target);
     } else {
       const int64_t begin = first * p.ldb + n;

@@ -1,6 +1,7 @@
 // gemm_4bit on CPUs: B is dequantised a panel at a time, which stays in the caches, and multiplied with tiles of A.
 //
-// A panel is kPanel rows of B and a part of K, column by column: [k][kPanel] for fp32, [k / 2][kPanel][2] for bfloat16.
+// A panel is kPanel rows of B and a part of K, column by column: [k][kPanel] for fp32, [k / 2][kPanel][2] for bfloat16; as AMX's
+// tiles want it, row by row.
 // Its products are summed up in fp32, in C [rows of A][panels * kPanel], or as finish wants it.
 #pragma once
 #include "product_4bit.h"
