@@ -44,17 +44,14 @@ constexpr int kProducts<2>[][2] = {{1, 0}, {0, 1}, {0, 0}};
 // So inf * inf is none either, here.
 template <int PARTS>
 void split(__m512 x, __m256i (&part)[PARTS]) {
-  if constexpr (PARTS > 1) {
+  static_assert(PARTS <= 2);
+  if constexpr (PARTS == 2) {
     constexpr int kNotFinite = 0x99;
-    const __m512 whole = x, most = _mm512_set1_ps(0x1.fep127f), least = _mm512_set1_ps(-0x1.fep127f);
-    const __mmask16 special = _mm512_fpclass_ps_mask(x, kNotFinite);
-    x = _mm512_maskz_mov_ps(static_cast<__mmask16>(~special), x);
-#pragma GCC unroll 2
-    for (int i = 0; i + 1 < PARTS; i++) {
-      part[i] = (__m256i)_mm512_cvtneps_pbh(_mm512_max_ps(_mm512_min_ps(x, most), least));
-      x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part[i]), 16)));
-    }
-    x = _mm512_mask_mov_ps(x, special, whole);
+    const __m512 most = _mm512_set1_ps(0x1.fep127f), least = _mm512_set1_ps(-0x1.fep127f);
+    const __mmask16 finite = _knot_mask16(_mm512_fpclass_ps_mask(x, kNotFinite));
+    const __m512 near = _mm512_maskz_max_ps(finite, _mm512_min_ps(x, most), least);
+    part[0] = (__m256i)_mm512_cvtneps_pbh(near);
+    x = _mm512_mask_sub_ps(x, finite, x, widened(part[0]));
   }
   part[PARTS - 1] = (__m256i)_mm512_cvtneps_pbh(x);
 }
@@ -74,7 +71,7 @@ void load_parts(const T* in, int64_t count, __m512i (&part)[PARTS]) {
   for (int i = 0; i < PARTS; i++) part[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low[i]), high[i], 1);
 }
 
-constexpr int64_t filled(int64_t k) { return (k + kBlock - 1) / kBlock * kBlock; }
+int64_t filled(int64_t k) { return ceil_div(k, kBlock) * kBlock; }
 
 // For each step of K that is packed [PARTS][k / kStep][height / kRows][kStep / 2][kRows][2]
 template <class T, int PARTS>
@@ -190,14 +187,14 @@ void convert(const float* values, int64_t k, void* out) {
         const int64_t at = from + h * kStep + 2 * j;
         if constexpr (PARTS == 1) {
           halves[0][h][j] = pairs_of(row(at), row(at + 1));
-          continue;
-        }
-        __m256i even[PARTS], odd[PARTS];
-        split(row(at), even);
-        split(row(at + 1), odd);
+        } else {
+          __m256i even[PARTS], odd[PARTS];
+          split(row(at), even);
+          split(row(at + 1), odd);
 #pragma GCC unroll 2
-        for (int i = 0; i < PARTS; i++)
-          halves[i][h][j] = interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(even[i]), odd[i], 1));
+          for (int i = 0; i < PARTS; i++)
+            halves[i][h][j] = interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(even[i]), odd[i], 1));
+        }
       }
 #pragma GCC unroll 2
     for (int i = 0; i < PARTS; i++) {

@@ -4,9 +4,8 @@ __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xfff
 
 __m512 load(const float* in, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, in); }
 __m512 load(const half* in, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, in)); }
-__m512 load(const bfloat16* in, __mmask16 mask) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, in)), 16));
-}
+__m512 widened(__m256i bfloat16s) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16)); }
+__m512 load(const bfloat16* in, __mmask16 mask) { return widened(_mm256_maskz_loadu_epi16(mask, in)); }
 
 void store(float* out, __mmask16 mask, __m512 x) { _mm512_mask_storeu_ps(out, mask, x); }
 void store(half* out, __mmask16 mask, __m512 x) {
