@@ -5,22 +5,22 @@
 // if the activations lie together. They do in X, A widened to fp32 and transposed (kWidenTransposed). A block's scale is
 // applied to its partial sums. For more rows, and where blocks straddle rows, kgemm_4bit_inference_along_m.
 #include "dot_4bit.h"
+#include "vectors.h"
 
 namespace bnb {
 
-// X[k * padded_m + m] = A[m * lda + k], and 0 for m from M to padded_m. A sub-group takes 32 columns.
-template <class T, int SUBG_SIZE>
-BNB_KERNEL(SUBG_SIZE, SUBG_SIZE)
+BNB_INLINE x16<float> widened(const float* p, i64 count) { return first_of(p, count); }
+BNB_INLINE x16<float> widened(const half* p, i64 count) { return __builtin_convertvector(first_of(p, count), x16<float>); }
+BNB_INLINE x16<float> widened(const bfloat16* p, i64 count) {
+  return bits_as<x16<float>>(__builtin_convertvector(first_of(reinterpret_cast<const u16*>(p), count), x16<u32>) << 16);
+}
+
+// X[k * padded_m + m] = A[m * lda + k], and 0 for m from M to padded_m. A work-group takes kPackedWords columns.
+template <class T>
+BNB_KERNEL_OF_ONE
 kWidenTransposed(const T* A, float* X, i64 M, i64 K, i64 lda, i64 padded_m) {
-  static_assert(SUBG_SIZE == 16);
-  const u32 lane = lane_id();
-  const i64 k0 = group_id() * 32;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const i64 k = k0 + 16 * h + lane;
-    if (k >= K) continue;
-    for (i64 m = 0; m < padded_m; m++) X[k * padded_m + m] = m < M ? to_float(A[m * lda + k]) : 0.0f;
-  }
+  const auto load = [&](i64 m, i64 k) __attribute__((always_inline)) { return bits_as<x16<u32>>(widened(A + m * lda + k, K - k)); };
+  pack_transposed(reinterpret_cast<u32*>(X), K, M, padded_m, load);
 }
 
 // For CPU devices. K and ldb are multiples of 32, B is aligned to 4 bytes, X to TILE_M floats; padded_m is
@@ -85,19 +85,22 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
 }
 
 // For CPU devices, and more rows of A or any K: A's rows lie in the lanes, 16 * VECTORS of them, and a weight is what they
-// share. A sub-group writes CHUNK columns of GROUP_ROWS rows of B, scaled, into local memory (the first cache) and multiplies
-// them with X, ROWS rows at a time. Codes are taken 32 at a time as B holds them, whatever column their first one is: what
-// belongs to other rows lands in the kSpare values between the rows. The other arguments are those of dot_4bit.
+// share. A sub-group takes GROUP_ROWS rows of B in parts of ROWS rows and CHUNK columns, whose weights it writes, scaled, into
+// local memory (the first cache); the next part's are decoded between the products of this one, which leave units idle. Codes are
+// taken 32 at a time as B holds them, whatever column their first one is: what belongs to other rows lands in the kSpare values
+// between the rows. The other arguments are those of dot_4bit.
 template <class T, int SUBG_SIZE, int GROUP_ROWS, int ROWS, int VECTORS, int CHUNK>
 BNB_KERNEL(SUBG_SIZE, SUBG_SIZE)
 kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, const float* absmax, const u8* absmax_8bit,
                              const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
                              i32 data_type, T* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
-  static_assert(SUBG_SIZE == 16 && GROUP_ROWS % 16 == 0 && 16 % ROWS == 0 && CHUNK % 32 == 0);
-  constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare;
-  static local_memory<float[kSpare + GROUP_ROWS * kStride]> weights;
+  constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare, kPart = kSpare + ROWS * kStride;
+  constexpr int kColumns = 32 / ROWS;  // multiplied for 32 codes that are decoded
+  static_assert(SUBG_SIZE == 16 && GROUP_ROWS % 16 == 0 && GROUP_ROWS % ROWS == 0 && 32 % ROWS == 0 && CHUNK % 32 == 0);
+  static local_memory<float[2 * kPart]> weights;
   static local_memory<float[GROUP_ROWS * kTile]> sums;
-  float* const w = weights.data + kSpare;
+  float* w = weights.data + kSpare;
+  float* next_w = w + kPart;
   float* const total = sums.data;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const u32 lane = lane_id(), nibble = lane & 1 ? 0 : 4;
@@ -108,56 +111,83 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
   const int rows = N - row0 < GROUP_ROWS ? static_cast<int>(N - row0) : GROUP_ROWS;
   const i64 bytes = ((N - 1) * ldb + K + 1) >> 1;
 
-  for (i64 k0 = 0; k0 < K; k0 += CHUNK) {
-    const int columns = K - k0 < CHUNK ? static_cast<int>(K - k0) : CHUNK;
-    for (int r = 0; r < rows; r++) {  // what lies behind them is multiplied, and not written
-      const i64 start = (row0 + r) * ldb + k0;
+  // Writes 32 weights of one block, whose first code is `start`; each lane has a byte of theirs.
+  const auto decode = [&](float* to, i64 start, u32 c) __attribute__((always_inline)) {
+    const float scale = statistics.scale(start >> shift);
+    to[lane] = shuffle(in_lane, shuffle(c, lane >> 1) >> nibble & 15) * scale;
+    (to + 16)[lane] = shuffle(in_lane, shuffle(c, 8 + (lane >> 1)) >> nibble & 15) * scale;
+  };
+  const auto decode_part = [&](float* to, const Part& part) __attribute__((always_inline)) {
+    if (!part.columns) return;
+    for (int r = part.r; r < part.r + ROWS && r < rows; r++, to += kStride) {  // rows behind: multiplied, and not written
+      const i64 start = (row0 + r) * ldb + part.k0;
       const int before = start & 31;
-      for (int k = -before; k < columns; k += 32) {  // 32 codes of one block
+      for (int k = -before; k < part.columns; k += 32) {
         const i64 from = (start + k) >> 1;
         const u32 c = from + 16 <= bytes ? (B + from)[lane] : from + lane < bytes ? (B + from)[lane] : 0;
-        const float scale = statistics.scale((start + k) >> shift);
-        float* const to = w + r * kStride + k;
-        to[lane] = shuffle(in_lane, shuffle(c, lane >> 1) >> nibble & 15) * scale;
-        (to + 16)[lane] = shuffle(in_lane, shuffle(c, 8 + (lane >> 1)) >> nibble & 15) * scale;
+        decode(to + k, start + k, c);
       }
     }
-    sub_group_barrier();
-    for (int r = 0; r < rows; r += ROWS) {
-      float sum[ROWS][VECTORS];
-#pragma unroll
-      for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) sum[i][v] = 0.0f;  // of a chunk alone: a long chain of additions loses too much
-      for (int k = 0; k < columns; k++) {
-        const float* const from = X + (k0 + k) * padded_m + m0;
-        float x[VECTORS];
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) x[v] = (from + 16 * v)[lane];
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-          const float weight = w[(r + i) * kStride + k];
-#pragma unroll
-          for (int v = 0; v < VECTORS; v++) sum[i][v] = __builtin_fmaf(weight, x[v], sum[i][v]);
-        }
+  };
+
+  decode_part(w, {0, 0, K < CHUNK ? static_cast<int>(K) : CHUNK});
+  for_parts<ROWS, CHUNK>(rows, K, ldb, [&](const Part& part, const Part& next, bool beside) __attribute__((always_inline)) {
+    if (part.r == 0) {
+      for (int r = 0; r < rows; r += 16) {  // a row a lane
+        const i64 ahead = (row0 + r + lane) * ldb + part.k0 + 2 * CHUNK;
+        prefetch(B + (ahead >> 1));
+        prefetch(absmax_8bit ? static_cast<const void*>(absmax_8bit + (ahead >> shift)) : absmax + (ahead >> shift));
       }
-#pragma unroll
-      for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
-          float* const to = total + (r + i) * kTile + 16 * v;
-          to[lane] = k0 ? to[lane] + sum[i][v] : sum[i][v];
-        }
     }
+    float sum[ROWS][VECTORS];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) sum[i][v] = 0.0f;  // of a part alone: a long chain of additions loses too much
+    const auto multiply = [&](int k) __attribute__((always_inline)) {
+      const float* const from = X + (part.k0 + k) * padded_m + m0;
+      float x[VECTORS];
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) x[v] = (from + 16 * v)[lane];
+#pragma unroll
+      for (int i = 0; i < ROWS; i++) {
+        const float weight = w[i * kStride + k];
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) sum[i][v] = __builtin_fmaf(weight, x[v], sum[i][v]);
+      }
+    };
     sub_group_barrier();
-  }
+    if (beside) {
+      for (int k = 0, d = 0; k < CHUNK; k += kColumns, d++) {
+        const int row = d / (CHUNK / 32), column = d % (CHUNK / 32) * 32;
+        const i64 start = (row0 + next.r + row) * ldb + next.k0 + column;
+        decode(next_w + row * kStride + column, start, (B + (start >> 1))[lane]);
+#pragma unroll
+        for (int i = 0; i < kColumns; i++) multiply(k + i);
+      }
+    } else {
+      for (int k = 0; k < part.columns; k++) multiply(k);
+      decode_part(next_w, next);
+    }
+    float* const read = w;
+    w = next_w;
+    next_w = read;
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) {
+        float* const to = total + (part.r + i) * kTile + 16 * v;
+        to[lane] = part.k0 ? to[lane] + sum[i][v] : sum[i][v];
+      }
+  });
+  sub_group_barrier();
 
   const int here = M - m0 < kTile ? static_cast<int>(M - m0) : kTile;
   for (int r = 0; r < rows; r += 16) {
-    const u32 row = r + lane;
-    if (row < static_cast<u32>(rows)) {
-      const float add = bias ? to_float((bias + row0)[row]) : 0.0f;
-      for (int m = 0; m < here; m++) (out + (m0 + m) * ldc + row0)[row] = from_float<T>(K ? total[row * kTile + m] + add : add);
+    if (lane < static_cast<u32>(rows - r)) {
+      const float add = bias ? to_float((bias + row0 + r)[lane]) : 0.0f;
+      for (int m = 0; m < here; m++)
+        (out + (m0 + m) * ldc + row0 + r)[lane] = from_float<T>(K ? total[(r + lane) * kTile + m] + add : add);
     }
   }
 }

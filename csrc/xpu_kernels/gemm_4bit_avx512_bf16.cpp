@@ -2,32 +2,26 @@
 // assembly, which the OpenCL CPU device takes in SPIR-V.
 //
 // A work-group is one work-item that holds whole vectors: rows of A lie in the lanes, 16 * VECTORS of them, and a pair of
-// weights is what the lanes share. Of GROUP_ROWS rows of B the work-item writes CHUNK columns, scaled and rounded to bfloat16
-// (CUDA's weights), into the first cache and multiplies them with X, ROWS rows at a time.
+// weights is what the lanes share. Of GROUP_ROWS rows of B the work-item writes CHUNK columns of ROWS rows at a time, scaled and
+// rounded to bfloat16 (CUDA's weights), into the first cache, between the products of X with those that it wrote before.
 #include "dot_4bit.h"
+#include "vectors.h"
 
 namespace bnb {
 
-using f32x16 = float __attribute__((ext_vector_type(16)));
-using u32x16 = u32 __attribute__((ext_vector_type(16)));
+using f32x16 = x16<float>;
+using u32x16 = x16<u32>;
+using u16x16 = x16<u16>;
+using u8x16 = x16<u8>;
 using u32x8 = u32 __attribute__((ext_vector_type(8)));
-using u16x16 = u16 __attribute__((ext_vector_type(16)));
-using u8x16 = u8 __attribute__((ext_vector_type(16)));
 
-// Vectors in memory lie at any alignment. A vector type that says so is not enough: CPU devices before 2026.2 do not heed it.
-template <class V>
-BNB_INLINE V vector_at(const void* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
+// sum[i] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1]. SPIR-V drops that an operand is read and written ("+v"): hence the move, which
+// no unit has to do.
+BNB_INLINE void add_products(f32x16& sum, u32x16 a, u32x16 b) {
+  f32x16 result;
+  __asm__("vmovaps %3, %0\n\tvdpbf16ps %2, %1, %0" : "=&v"(result) : "v"(a), "v"(b), "v"(sum));
+  sum = result;
 }
-template <class V>
-BNB_INLINE void put(void* p, V v) {
-  __builtin_memcpy(p, &v, sizeof v);
-}
-
-// sum[i] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1]
-BNB_INLINE void add_products(f32x16& sum, u32x16 a, u32x16 b) { __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
 
 BNB_INLINE u32x8 to_bfloat16(f32x16 x) {
   u32x8 result;
@@ -42,35 +36,34 @@ BNB_INLINE u32x16 look_up(u32x16 table, u32x16 index) {
   return result;
 }
 
-BNB_INLINE void prefetch(const void* p) { __asm__ volatile("prefetcht0 (%0)" : : "r"(p)); }
-
-// X[p * padded_m + m] = columns 2p and 2p + 1 of row m of A; 0 for m from M to padded_m and for a column K. A sub-group takes
-// 32 columns.
-template <int SUBG_SIZE>
-BNB_KERNEL(SUBG_SIZE, SUBG_SIZE)
+// X[p * padded_m + m] = columns 2p and 2p + 1 of row m of A; 0 for m from M to padded_m and for a column K. A work-group takes
+// kPackedWords pairs.
+BNB_KERNEL_OF_ONE
 kPackPairs(const bfloat16* A, u32* X, i64 M, i64 K, i64 lda, i64 padded_m) {
-  static_assert(SUBG_SIZE == 16);
-  const i64 p = group_id() * 16 + lane_id();
-  if (2 * p >= K) return;
-  const bool both = 2 * p + 1 < K;
-  for (i64 m = 0; m < padded_m; m++) {
-    const bfloat16* const from = A + m * lda + 2 * p;
-    const u32 first = m < M ? from[0].bits : 0, second = m < M && both ? from[1].bits : 0;
-    X[p * padded_m + m] = first | second << 16;
-  }
+  const auto load = [&](i64 m, i64 p) __attribute__((always_inline)) {
+    const u16* const from = reinterpret_cast<const u16*>(A) + m * lda + 2 * p;
+    if (2 * p + 32 <= K) return vector_at<u32x16>(from);
+    u32x16 pairs = 0;
+    for (int i = 0; 2 * (p + i) < K; i++) pairs[i] = from[2 * i] | (2 * (p + i) + 1 < K ? static_cast<u32>(from[2 * i + 1]) << 16 : 0);
+    return pairs;
+  };
+  pack_transposed(X, (K + 1) / 2, M, padded_m, load);
 }
 
-// For any K and any B, as kgemm_4bit_inference_along_m. X is kPackPairs', padded_m is tiles_m * 16 * VECTORS.
+// For any K and any B, in parts as kgemm_4bit_inference_along_m. X is kPackPairs', padded_m is tiles_m * 16 * VECTORS.
 template <int GROUP_ROWS, int ROWS, int VECTORS, int CHUNK>
 BNB_KERNEL_OF_ONE
 kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B, const float* absmax, const u8* absmax_8bit,
                                  const float* absmax_code, const float* absmax_offset, const bfloat16* bias, const float* datatype,
                                  i32 data_type, bfloat16* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
+  constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare, kPart = kSpare + ROWS * kStride;
+  constexpr int kSteps = CHUNK / 32, kPairs = CHUNK / 2 / kSteps;  // a step decodes ROWS times 32 codes beside kPairs pairs
   static_assert(GROUP_ROWS % ROWS == 0 && CHUNK % 32 == 0);
-  constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare;
-  alignas(64) static local_memory<u16[kSpare + GROUP_ROWS * kStride]> weights;
+  alignas(64) static local_memory<u16[2 * kPart]> weights;
   alignas(64) static local_memory<float[GROUP_ROWS * kTile]> sums;
-  u16* const w = weights.data + kSpare;
+  alignas(64) static local_memory<u16[GROUP_ROWS * kTile]> rounded_sums;
+  u16* w = weights.data + kSpare;
+  u16* next_w = w + kPart;
   float* const total = sums.data;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const f32x16 codes = vector_at<f32x16>(datatype ? datatype : data_type == NF4 ? kNF4 : kFP4);
@@ -80,60 +73,84 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
   const int rows = N - row0 < GROUP_ROWS ? static_cast<int>(N - row0) : GROUP_ROWS;
   const i64 bytes = ((N - 1) * ldb + K + 1) >> 1;
 
-  for (i64 k0 = 0; k0 < K; k0 += CHUNK) {
-    const int columns = K - k0 < CHUNK ? static_cast<int>(K - k0) : CHUNK;
-    for (int r = 0; r < rows; r++) {  // what lies behind them is multiplied, and not written
-      const i64 start = (row0 + r) * ldb + k0;
-      prefetch(B + ((start + CHUNK) >> 1));
+  // Writes 32 weights of one block, whose first code is `start`. The table is looked up by the low 5 bits, of which it does not
+  // heed the fifth.
+  const auto decode = [&](u16* to, i64 start, u8x16 c) __attribute__((always_inline)) {
+    const u32x8 scaled = to_bfloat16(codes * statistics.scale(start >> shift));
+    const u32x16 table = __builtin_shufflevector(scaled, scaled, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
+    const u32x16 wide = __builtin_convertvector(c, u32x16);
+    put(to, look_up(table, wide >> 4 | wide << 16));
+  };
+  const auto prefetch_row = [&](i64 start) __attribute__((always_inline)) {
+    prefetch(B + ((start + CHUNK) >> 1));
+    const i64 block = (start + 4 * CHUNK) >> shift;
+    prefetch(absmax_8bit ? static_cast<const void*>(absmax_8bit + block) : absmax + block);
+  };
+  const auto decode_part = [&](u16* to, const Part& part) __attribute__((always_inline)) {
+    if (!part.columns) return;
+    for (int r = part.r; r < part.r + ROWS && r < rows; r++, to += kStride) {  // rows behind: multiplied, and not written
+      const i64 start = (row0 + r) * ldb + part.k0;
+      prefetch_row(start);
 #pragma unroll 1
-      for (int k = -static_cast<int>(start & 31); k < columns; k += 32) {  // 32 codes of one block
-        const u32x8 scaled = to_bfloat16(codes * statistics.scale((start + k) >> shift));
-        const u32x16 table = __builtin_shufflevector(scaled, scaled, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
-        const u8* const from = B + ((start + k) >> 1);
-        u8x16 c = 0;
-        if (from + 16 <= B + bytes) {
-          c = vector_at<u8x16>(from);
-        } else {
-          for (int i = 0; i < 16; i++)
-            if (from + i < B + bytes) c[i] = from[i];
-        }
-        const u32x16 wide = __builtin_convertvector(c, u32x16);
-        // The table is looked up by the low 5 bits, of which it does not heed the fifth.
-        put(w + r * kStride + k, look_up(table, wide >> 4 | wide << 16));
+      for (int k = -static_cast<int>(start & 31); k < part.columns; k += 32) {
+        const i64 from = (start + k) >> 1;
+        decode(to + k, start + k, first_of(B + from, bytes - from));
       }
-      if (columns % 2) w[r * kStride + columns] = 0;
+      if (part.columns % 2) to[part.columns] = 0;
     }
-    for (int r = 0; r < rows; r += ROWS) {
-      f32x16 sum[ROWS][VECTORS];
-#pragma unroll
-      for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) sum[i][v] = 0.0f;  // of a chunk alone: a long chain of additions loses too much
-#pragma unroll 1
-      for (int p = 0; p < (columns + 1) / 2; p++) {
-        const u32* const from = X + (k0 / 2 + p) * padded_m + m0;
-        u32x16 x[VECTORS];
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) x[v] = vector_at<u32x16>(from + 16 * v);
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-          const u32x16 pair = vector_at<u32>(w + (r + i) * kStride + 2 * p);
-#pragma unroll
-          for (int v = 0; v < VECTORS; v++) add_products(sum[i][v], x[v], pair);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
-          float* const to = total + (r + i) * kTile + 16 * v;
-          put(to, k0 ? vector_at<f32x16>(to) + sum[i][v] : sum[i][v]);
-        }
-    }
-  }
+  };
 
-  u16* const rounded = w;  // [row][m]
-  static_assert(kTile <= kStride);
+  decode_part(w, {0, 0, K < CHUNK ? static_cast<int>(K) : CHUNK});
+  for_parts<ROWS, CHUNK>(rows, K, ldb, [&](const Part& part, const Part& next, bool beside) __attribute__((always_inline)) {
+    f32x16 sum[ROWS][VECTORS];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) sum[i][v] = 0.0f;  // of a part alone: a long chain of additions loses too much
+    const auto multiply = [&](int p) __attribute__((always_inline)) {
+      const u32* const from = X + (part.k0 / 2 + p) * padded_m + m0;
+      u32x16 x[VECTORS];
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) x[v] = vector_at<u32x16>(from + 16 * v);
+#pragma unroll
+      for (int i = 0; i < ROWS; i++) {
+        const u32x16 pair = vector_at<u32>(w + i * kStride + 2 * p);
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) add_products(sum[i][v], x[v], pair);
+      }
+    };
+    if (beside) {
+#pragma unroll 1
+      for (int step = 0; step < kSteps; step++) {
+#pragma unroll
+        for (int q = 0; q < kPairs; q++) {
+          multiply(step * kPairs + q);
+#pragma unroll
+          for (int row = q * ROWS / kPairs; row < (q + 1) * ROWS / kPairs; row++) {
+            const i64 start = (row0 + next.r + row) * ldb + next.k0 + step * 32;
+            if (step == 0) prefetch_row(start);
+            decode(next_w + row * kStride + step * 32, start, vector_at<u8x16>(B + (start >> 1)));
+          }
+        }
+      }
+    } else {
+#pragma unroll 1
+      for (int p = 0; p < (part.columns + 1) / 2; p++) multiply(p);
+      decode_part(next_w, next);
+    }
+    u16* const read = w;
+    w = next_w;
+    next_w = read;
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) {
+        float* const to = total + (part.r + i) * kTile + 16 * v;
+        put(to, part.k0 ? vector_at<f32x16>(to) + sum[i][v] : sum[i][v]);
+      }
+  });
+
+  u16* const rounded = rounded_sums.data;  // [row][m]
   for (int r = 0; r < rows; r++) {
     const float add = bias ? to_float(bias[row0 + r]) : 0.0f;
 #pragma unroll

@@ -10,6 +10,9 @@ namespace {
 constexpr int kTiles[] = {4, 8, 16, 32, 48, 64};  // rows of A that a sub-group takes
 constexpr int kFirstAlongM = 2;
 
+// Work-groups that pack so many words of each row of A: kPackedWords of csrc/xpu_kernels/vectors.h each.
+constexpr int64_t packing_groups(int64_t words) { return (words + 63) / 64; }
+
 constexpr int tile_of(int64_t m) {
   int tile = 0;
   while (tile + 1 < static_cast<int>(std::size(kTiles)) && kTiles[tile] < m) tile++;
@@ -28,7 +31,7 @@ struct AlongMShape {
 };
 constexpr AlongMShape along_m_shape(int tile) {
   const int vectors = kTiles[tile] / 16;
-  return {vectors == 4 ? 16 : 32, vectors == 1 ? 16 : vectors == 4 ? 4 : 8, 64};  // what fits into a first cache of 32 KiB
+  return {vectors == 4 ? 16 : 32, vectors == 1 ? 8 : vectors == 4 ? 4 : 8, 64};  // what fits into a first cache of 32 KiB
 }
 
 // Whether more rows of bfloat16 go by the CPU's own dot product.
@@ -60,7 +63,7 @@ template <class T>
 const Kernel& widen_kernel(Kind kind) {
   static const KernelTable table([](Kind k, int) {
     if (k != Kind::cpu) return KernelName{};
-    return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>, sub_group_size(k))};
+    return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>)};
   }, "gemm_4bit", 1);
   return table.at(kind, 0);
 }
@@ -93,11 +96,14 @@ const Kernel& along_k_kernel(Kind kind, Path path) {
 // ---- AVX512-BF16 on CPU devices: bfloat16 pairs, rows of A in the lanes --------------------------------------------------
 constexpr size_t kPairsTiles = 4;  // 16, 32, 48, 64 rows of A
 
-// Rows of B of a work-group, those multiplied at a time (24 sums of 16), and columns decoded at a time.
+// Rows of B of a work-group, those multiplied at a time, and columns of a part.
 struct PairsShape {
   int group_rows, rows, chunk;
 };
-constexpr PairsShape pairs_shape(int vectors) { return {48, 24 / vectors, 128}; }
+constexpr PairsShape pairs_shape(int vectors) {
+  const int rows = 21 / vectors;  // 20 or 21 sums of 16: as many as leave registers to decode with
+  return {rows * (42 / rows), rows, 128};
+}
 
 const Kernel& pairs_kernel(int tile) {
   static const KernelTable table([](Kind k, int t) {
@@ -112,7 +118,7 @@ const Kernel& pairs_kernel(int tile) {
 const Kernel& pack_pairs_kernel() {
   static const KernelTable table([](Kind k, int) {
     if (!has_pairs(k)) return KernelName{};
-    return KernelName{"gemm_4bit_avx512_bf16", instantiation("bnb::kPackPairs", sub_group_size(k))};
+    return KernelName{"gemm_4bit_avx512_bf16", "bnb::kPackPairs"};
   }, "gemm_4bit_avx512_bf16", 1);
   return table.at(Kind::cpu, 0);
 }
@@ -121,9 +127,8 @@ void launch_pairs(const Product<bfloat16>& p, void* scratch, sycl::queue* queue)
   const int tile = static_cast<int>(std::min<int64_t>((p.m + 15) / 16, kPairsTiles)) - 1;
   const int64_t height = 16 * (tile + 1), tiles_m = (p.m + height - 1) / height, padded_m = tiles_m * height;
   const int64_t rows = pairs_shape(tile + 1).group_rows;
-  const int lanes = sub_group_size(Kind::cpu);
   uint32_t* const packed = static_cast<uint32_t*>(scratch);
-  pack_pairs_kernel().submit(*queue, (p.k + 31) / 32, lanes, p.A, packed, p.m, p.k, p.lda, padded_m);
+  pack_pairs_kernel().submit(*queue, packing_groups((p.k + 1) / 2), 1, p.A, packed, p.m, p.k, p.lda, padded_m);
   pairs_kernel(tile).submit(*queue, tiles_m * ((p.n + rows - 1) / rows), 1, p.m, p.n, p.k, static_cast<const uint32_t*>(packed),
                             p.B, p.statistics.absmax, p.statistics.absmax_8bit, p.statistics.absmax_code,
                             p.statistics.absmax_offset, p.bias, p.datatype, static_cast<int32_t>(p.data_type), p.out, padded_m,
@@ -203,7 +208,7 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   const int64_t tiles_m = (m + kTiles[tile] - 1) / kTiles[tile], padded_m = tiles_m * kTiles[tile];
   const int64_t lanes = sub_group_size(kind), group = by_tiles ? lanes * kTileShape.row_groups : lanes;
   const int64_t rows = by_tiles ? group * kTileShape.rows : along_m_shape(tile).group_rows;
-  widen_kernel<T>(kind).submit(*queue, (k + 31) / 32, lanes, A, scratch, m, k, lda, padded_m);
+  widen_kernel<T>(kind).submit(*queue, packing_groups(k), 1, A, scratch, m, k, lda, padded_m);
   tile_kernel<T>(kind, tile)
       .submit(*queue, tiles_m * ((n + rows - 1) / rows), group, m, n, k, static_cast<const float*>(scratch), B, nested.absmax,
               nested.absmax_8bit, nested.absmax_code, nested.absmax_offset, bias, datatype, static_cast<int32_t>(data_type), out,
