@@ -216,13 +216,20 @@ constexpr int kTile = kRows * kPanel;
 template <int PARTS, int BLOCKS, int PANELS>
 void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, int64_t k, float* c, int64_t width) {
   float* const of_c[] = {c, c + kTile, c + kRows * width, c + kRows * width + kTile};
-  alignas(64) float sums[4][kTile] = {};  // a chain of all K would lose what parts are for
+  alignas(64) float sums[4][kTile];  // from 0 on: a chain of all K would lose what parts are for
   const auto at = [&](int i) { return PARTS == 1 ? of_c[i] : sums[i]; };
   asm volatile("" ::: "memory");  // the intrinsics do not say what they read and write
-  _tile_loadd(0, at(0), 64);
-  if constexpr (PANELS == 2) _tile_loadd(1, at(1), 64);
-  if constexpr (BLOCKS == 2) _tile_loadd(2, at(2), 64);
-  if constexpr (BLOCKS == 2 && PANELS == 2) _tile_loadd(3, at(3), 64);
+  if constexpr (PARTS == 1) {
+    _tile_loadd(0, at(0), 64);
+    if constexpr (PANELS == 2) _tile_loadd(1, at(1), 64);
+    if constexpr (BLOCKS == 2) _tile_loadd(2, at(2), 64);
+    if constexpr (BLOCKS == 2 && PANELS == 2) _tile_loadd(3, at(3), 64);
+  } else {
+    _tile_zero(0);
+    if constexpr (PANELS == 2) _tile_zero(1);
+    if constexpr (BLOCKS == 2) _tile_zero(2);
+    if constexpr (BLOCKS == 2 && PANELS == 2) _tile_zero(3);
+  }
   for (const auto& [of_a, of_b] : kProducts<PARTS>) {
     const uint16_t* x = a + of_a * k * height;
     const char* y = b + of_b * (k / kStep) * kTileBytes;
