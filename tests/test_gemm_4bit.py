@@ -1,5 +1,7 @@
 """gemm_4bit of any number of rows: fused, or dequantised in panels; and what stands on it: Linear4bit, autograd."""
 
+import pathlib
+import re
 import threading
 
 import bitsandbytes as bnb
@@ -312,6 +314,19 @@ def test_threads_with_streams_of_their_own(xpu):
         thread.join()
     if failures:
         raise failures[0]
+
+
+def test_assembly_of_kernels_has_no_operand_that_is_read_and_written():
+    """SPIR-V drops the tie ("+v"): the sum that goes in is then another register than the one that is added to, or not, by luck."""
+    sources = pathlib.Path(__file__).parents[1] / "csrc" / "xpu_kernels"
+    assembly = [
+        (path.name, statement)
+        for path in sources.iterdir()
+        for statement in re.findall(r"__asm__(?: volatile)? ?\((.*?)\);", path.read_text(), re.DOTALL)
+    ]
+    assert len(assembly) >= 4
+    for name, statement in assembly:
+        assert not re.search(r'"[+0-9]', statement), f"{name}: {statement}"
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
