@@ -317,7 +317,7 @@ def test_threads_with_streams_of_their_own(xpu):
 
 
 def test_assembly_of_kernels_has_no_operand_that_is_read_and_written():
-    """SPIR-V drops the tie ("+v"): the sum that goes in is then another register than the one that is added to, or not, by luck."""
+    """SPIR-V drops the tie ("+v"): what is read is then another register than what is written, or by luck the same."""
     sources = pathlib.Path(__file__).parents[1] / "csrc" / "xpu_kernels"
     assembly = [
         (path.name, statement)

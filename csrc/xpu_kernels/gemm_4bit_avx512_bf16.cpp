@@ -44,7 +44,8 @@ kPackPairs(const bfloat16* A, u32* X, i64 M, i64 K, i64 lda, i64 padded_m) {
     const u16* const from = reinterpret_cast<const u16*>(A) + m * lda + 2 * p;
     if (2 * p + 32 <= K) return vector_at<u32x16>(from);
     u32x16 pairs = 0;
-    for (int i = 0; 2 * (p + i) < K; i++) pairs[i] = from[2 * i] | (2 * (p + i) + 1 < K ? static_cast<u32>(from[2 * i + 1]) << 16 : 0);
+    for (int i = 0; 2 * (p + i) < K; i++)
+      pairs[i] = from[2 * i] | (2 * (p + i) + 1 < K ? static_cast<u32>(from[2 * i + 1]) << 16 : 0);
     return pairs;
   };
   pack_transposed(X, (K + 1) / 2, M, padded_m, load);
