@@ -46,6 +46,14 @@ def test_any_number_of_rows(m, shape, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
+def test_more_rows_than_are_packed_at_a_time(dtype, device):
+    """SYCL's CPU devices pack 1024 rows at a time."""
+    w = Weight.random(33, 96, seed=1)
+    A = activation(2060, 110, dtype=dtype).to(device)[:, 7:103]
+    check(w, A, activation(33, dtype=dtype, seed=2), device)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
 @pytest.mark.parametrize("m", [2, 5, 65, 130])
 def test_nested_and_bias(m, quant_type, dtype, device):

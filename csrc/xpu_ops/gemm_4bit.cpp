@@ -10,6 +10,9 @@ namespace {
 constexpr int kTiles[] = {4, 8, 16, 32, 48, 64};  // rows of A that a sub-group takes
 constexpr int kFirstAlongM = 2;
 
+// Rows of A that are packed at a time: what bounds the scratch.
+constexpr int64_t kPackedRows = 1024;
+
 // Work-groups that pack so many words of each row of A: kPackedWords of csrc/xpu_kernels/vectors.h each.
 constexpr int64_t packing_groups(int64_t words) { return (words + 63) / 64; }
 
@@ -183,6 +186,25 @@ void launch_matrix(const Product<T>& p, Kind kind, sycl::queue* queue) {
               static_cast<int32_t>(p.data_type), p.out, p.lda, p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
 }
 
+// Kernels of CPU devices, for which A is packed into the scratch.
+template <class T>
+void launch_packed(const Product<T>& p, Kind kind, void* scratch, sycl::queue* queue) {
+  const bool by_tiles = p.m <= kTiles[kFirstAlongM - 1] && fits_tiles(p);
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (has_pairs(kind) && !by_tiles) return launch_pairs(p, scratch, queue);
+  }
+  const int tile = by_tiles ? tile_of(p.m) : std::max(tile_of(p.m), kFirstAlongM);
+  const int64_t tiles_m = (p.m + kTiles[tile] - 1) / kTiles[tile], padded_m = tiles_m * kTiles[tile];
+  const int64_t lanes = sub_group_size(kind), group = by_tiles ? lanes * kTileShape.row_groups : lanes;
+  const int64_t rows = by_tiles ? group * kTileShape.rows : along_m_shape(tile).group_rows;
+  float* const packed = static_cast<float*>(scratch);
+  widen_kernel<T>(kind).submit(*queue, packing_groups(p.k), 1, p.A, packed, p.m, p.k, p.lda, padded_m);
+  tile_kernel<T>(kind, tile)
+      .submit(*queue, tiles_m * ((p.n + rows - 1) / rows), group, p.m, p.n, p.k, static_cast<const float*>(packed), p.B,
+              p.statistics.absmax, p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset, p.bias,
+              p.datatype, static_cast<int32_t>(p.data_type), p.out, padded_m, p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
+}
+
 }  // namespace
 
 // out[m, n] = A[m, k] B[n, k]^T (+ bias), in fp32, rounded once to T; B is read once for up to 16 rows of A or more. Arguments as
@@ -199,20 +221,13 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
     if (has_matrix_unit(kind) && fits_matrix(p, kind)) return launch_matrix(p, kind, queue);
   }
   if (kind != Kind::cpu || !scratch) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
-  const bool by_tiles = m <= kTiles[kFirstAlongM - 1] && fits_tiles(p);
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (has_pairs(kind) && !by_tiles) return launch_pairs(p, scratch, queue);
+  for (int64_t row = 0; row < m; row += kPackedRows) {
+    Product<T> part = p;
+    part.m = std::min(m - row, kPackedRows);
+    part.A += row * lda;
+    part.out += row * ldc;
+    launch_packed(part, kind, scratch, queue);
   }
-  const int32_t shift = block_shift(blocksize);
-  const int tile = by_tiles ? tile_of(m) : std::max(tile_of(m), kFirstAlongM);
-  const int64_t tiles_m = (m + kTiles[tile] - 1) / kTiles[tile], padded_m = tiles_m * kTiles[tile];
-  const int64_t lanes = sub_group_size(kind), group = by_tiles ? lanes * kTileShape.row_groups : lanes;
-  const int64_t rows = by_tiles ? group * kTileShape.rows : along_m_shape(tile).group_rows;
-  widen_kernel<T>(kind).submit(*queue, packing_groups(k), 1, A, scratch, m, k, lda, padded_m);
-  tile_kernel<T>(kind, tile)
-      .submit(*queue, tiles_m * ((n + rows - 1) / rows), group, m, n, k, static_cast<const float*>(scratch), B, nested.absmax,
-              nested.absmax_8bit, nested.absmax_code, nested.absmax_offset, bias, datatype, static_cast<int32_t>(data_type), out,
-              padded_m, ldb, ldc, tiles_m, shift);
 }
 
 template <class T>
@@ -234,6 +249,7 @@ static const bool registered = (register_kernels<half>(), register_kernels<bfloa
 
 int64_t cgemm_4bit_scratch(int64_t m, int64_t k, void* queue) {
   if (m <= 0 || k <= 0 || bnb::device_of(*static_cast<sycl::queue*>(queue)).kind != bnb::Kind::cpu) return 0;
+  m = std::min(m, bnb::kPackedRows);
   // The largest of the kernels' packed A: float32 of whole tiles, where 16 rows are the least that any K goes by.
   const int64_t tile = bnb::kTiles[std::max(bnb::tile_of(m), bnb::kFirstAlongM)];
   return (m + tile - 1) / tile * tile * k * static_cast<int64_t>(sizeof(float));
