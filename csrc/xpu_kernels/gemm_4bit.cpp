@@ -15,12 +15,12 @@ BNB_INLINE x16<float> widened(const bfloat16* p, i64 count) {
   return bits_as<x16<float>>(__builtin_convertvector(first_of(reinterpret_cast<const u16*>(p), count), x16<u32>) << 16);
 }
 
-// X[k * padded_m + m] = A[m * lda + k], and 0 for m from M to padded_m. A work-group takes kPackedWords columns.
-template <class T>
+// X[k * padded_m + m] = A[m * lda + k], and 0 for m from M to padded_m. A work-group takes GROUP_COLUMNS columns.
+template <class T, int GROUP_COLUMNS>
 BNB_KERNEL_OF_ONE
 kWidenTransposed(const T* A, float* X, i64 M, i64 K, i64 lda, i64 padded_m) {
   const auto load = [&](i64 m, i64 k) __attribute__((always_inline)) { return bits_as<x16<u32>>(widened(A + m * lda + k, K - k)); };
-  pack_transposed(reinterpret_cast<u32*>(X), K, M, padded_m, load);
+  pack_transposed<GROUP_COLUMNS>(reinterpret_cast<u32*>(X), K, M, padded_m, load);
 }
 
 // For CPU devices. K and ldb are multiples of 32, B is aligned to 4 bytes, X to TILE_M floats; padded_m is
@@ -86,9 +86,9 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
 
 // For CPU devices, and more rows of A or any K: A's rows lie in the lanes, 16 * VECTORS of them, and a weight is what they
 // share. A sub-group takes GROUP_ROWS rows of B in parts of ROWS rows and CHUNK columns, whose weights it writes, scaled, into
-// local memory (the first cache); the next part's are decoded between the products of this one, which leave units idle. Codes are
-// taken 32 at a time as B holds them, whatever column their first one is: what belongs to other rows lands in the kSpare values
-// between the rows. The other arguments are those of dot_4bit.
+// local memory (the first cache); the next part's are decoded between the products of this one, which leave units idle, where rows
+// of B begin at multiples of 32 codes, and else after them. Codes are taken 32 at a time as B holds them, whatever column their
+// first one is: what belongs to other rows lands in the kSpare values between the rows. The other arguments are those of dot_4bit.
 template <class T, int SUBG_SIZE, int GROUP_ROWS, int ROWS, int VECTORS, int CHUNK>
 BNB_KERNEL(SUBG_SIZE, SUBG_SIZE)
 kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, const float* absmax, const u8* absmax_8bit,

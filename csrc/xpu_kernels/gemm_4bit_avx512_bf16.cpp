@@ -37,7 +37,8 @@ BNB_INLINE u32x16 look_up(u32x16 table, u32x16 index) {
 }
 
 // X[p * padded_m + m] = columns 2p and 2p + 1 of row m of A; 0 for m from M to padded_m and for a column K. A work-group takes
-// kPackedWords pairs.
+// GROUP_PAIRS pairs.
+template <int GROUP_PAIRS>
 BNB_KERNEL_OF_ONE
 kPackPairs(const bfloat16* A, u32* X, i64 M, i64 K, i64 lda, i64 padded_m) {
   const auto load = [&](i64 m, i64 p) __attribute__((always_inline)) {
@@ -48,7 +49,7 @@ kPackPairs(const bfloat16* A, u32* X, i64 M, i64 K, i64 lda, i64 padded_m) {
       pairs[i] = from[2 * i] | (2 * (p + i) + 1 < K ? static_cast<u32>(from[2 * i + 1]) << 16 : 0);
     return pairs;
   };
-  pack_transposed(X, (K + 1) / 2, M, padded_m, load);
+  pack_transposed<GROUP_PAIRS>(X, (K + 1) / 2, M, padded_m, load);
 }
 
 // For any K and any B, in parts as kgemm_4bit_inference_along_m. X is kPackPairs', padded_m is tiles_m * 16 * VECTORS.

@@ -55,15 +55,12 @@ BNB_INLINE void transpose(x16<u32> (&row)[16]) {
   swap_quarters<1>(row);
 }
 
-// Words that a work-group of pack_transposed takes.
-constexpr int kPackedWords = 64;
-
 // X[p * padded_m + m] = word p of row m of A, of `words` each: load(m, p) has 16 of those from p on. 0 for m from M to padded_m,
-// which is 4, 8 or a multiple of 16.
-template <class Load>
+// which is 4, 8 or a multiple of 16. A work-group takes GROUP_WORDS words of each row.
+template <int GROUP_WORDS, class Load>
 BNB_INLINE void pack_transposed(u32* X, i64 words, i64 M, i64 padded_m, const Load& load) {
-  const i64 first = group_id() * kPackedWords;
-  const i64 end = first + kPackedWords < words ? first + kPackedWords : words;
+  const i64 first = group_id() * GROUP_WORDS;
+  const i64 end = first + GROUP_WORDS < words ? first + GROUP_WORDS : words;
   for (i64 m = 0; m < padded_m; m += 16) {
     for (i64 p = first; p < end; p += 16) {
       x16<u32> row[16];
@@ -94,7 +91,8 @@ struct Part {
 };
 
 // f(part, next, beside) for every part of `rows` rows, CHUNK columns of ROWS rows at a time. `next` is the part that follows, of
-// no columns behind the last; `beside` says that both are whole and that the next one's codes begin at multiples of 32.
+// no columns behind the last; `beside` says that both have CHUNK columns, and the next one ROWS rows whose codes begin at multiples
+// of 32.
 template <int ROWS, int CHUNK, class F>
 BNB_INLINE void for_parts(int rows, i64 K, i64 ldb, const F& f) {
   const auto columns = [&](i64 k0) __attribute__((always_inline)) { return K - k0 < CHUNK ? static_cast<int>(K - k0) : CHUNK; };

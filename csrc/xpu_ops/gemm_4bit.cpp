@@ -13,8 +13,9 @@ constexpr int kFirstAlongM = 2;
 // Rows of A that are packed at a time: what bounds the scratch.
 constexpr int64_t kPackedRows = 1024;
 
-// Work-groups that pack so many words of each row of A: kPackedWords of csrc/xpu_kernels/vectors.h each.
-constexpr int64_t packing_groups(int64_t words) { return (words + 63) / 64; }
+// Words, columns or pairs of them, that a work-group packs of each row of A, and work-groups for so many.
+constexpr int kPackedWords = 64;
+constexpr int64_t packing_groups(int64_t words) { return (words + kPackedWords - 1) / kPackedWords; }
 
 constexpr int tile_of(int64_t m) {
   int tile = 0;
@@ -28,14 +29,11 @@ struct TileShape {
   int row_groups, rows;
 };
 constexpr TileShape kTileShape{4, 1};
-// Rows of B of a sub-group, those multiplied at a time, and columns decoded at a time.
+// Rows of B of a sub-group, those multiplied at a time, and columns of a part.
 struct AlongMShape {
   int group_rows, rows, chunk;
 };
-constexpr AlongMShape along_m_shape(int tile) {
-  const int vectors = kTiles[tile] / 16;
-  return {vectors == 4 ? 16 : 32, vectors == 1 ? 8 : vectors == 4 ? 4 : 8, 64};  // what fits into a first cache of 32 KiB
-}
+constexpr AlongMShape along_m_shape(int tile) { return kTiles[tile] == 64 ? AlongMShape{16, 4, 64} : AlongMShape{32, 8, 64}; }
 
 // Whether more rows of bfloat16 go by the CPU's own dot product.
 bool has_pairs(Kind kind) { return kind == Kind::cpu && __builtin_cpu_supports("avx512bf16"); }
@@ -66,7 +64,7 @@ template <class T>
 const Kernel& widen_kernel(Kind kind) {
   static const KernelTable table([](Kind k, int) {
     if (k != Kind::cpu) return KernelName{};
-    return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>)};
+    return KernelName{family_of<T>(""), instantiation("bnb::kWidenTransposed", type_name<T>, kPackedWords)};
   }, "gemm_4bit", 1);
   return table.at(kind, 0);
 }
@@ -121,7 +119,7 @@ const Kernel& pairs_kernel(int tile) {
 const Kernel& pack_pairs_kernel() {
   static const KernelTable table([](Kind k, int) {
     if (!has_pairs(k)) return KernelName{};
-    return KernelName{"gemm_4bit_avx512_bf16", "bnb::kPackPairs"};
+    return KernelName{"gemm_4bit_avx512_bf16", instantiation("bnb::kPackPairs", kPackedWords)};
   }, "gemm_4bit_avx512_bf16", 1);
   return table.at(Kind::cpu, 0);
 }
