@@ -23,6 +23,16 @@ BNB_INLINE void add_products(f32x16& sum, u32x16 a, u32x16 b) {
   sum = result;
 }
 
+// The same with two pairs, a0 with the first that `pairs` points to and a1 with the second: one move for two products.
+BNB_INLINE void add_products_of_two(f32x16& sum, u32x16 a0, u32x16 a1, const u16* pairs) {
+  f32x16 result;
+  __asm__ volatile("vmovaps %4, %0\n\tvdpbf16ps (%3){1to16}, %1, %0\n\tvdpbf16ps 4(%3){1to16}, %2, %0"
+                   : "=&v"(result)
+                   : "v"(a0), "v"(a1), "r"(pairs), "v"(sum)
+                   : "memory");
+  sum = result;
+}
+
 BNB_INLINE u32x8 to_bfloat16(f32x16 x) {
   u32x8 result;
   __asm__("vcvtneps2bf16 %1, %0" : "=v"(result) : "v"(x));
@@ -59,7 +69,7 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
                                  const float* absmax_code, const float* absmax_offset, const bfloat16* bias, const float* datatype,
                                  i32 data_type, bfloat16* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
   constexpr int kTile = 16 * VECTORS, kSpare = 32, kStride = CHUNK + kSpare, kPart = kSpare + ROWS * kStride;
-  constexpr int kSteps = CHUNK / 32, kPairs = CHUNK / 2 / kSteps;  // a step decodes ROWS times 32 codes beside kPairs pairs
+  constexpr int kSteps = CHUNK / 32, kPairs = 16;  // a step decodes ROWS times 32 codes beside so many pairs
   static_assert(GROUP_ROWS % ROWS == 0 && CHUNK % 32 == 0);
   alignas(64) static local_memory<u16[2 * kPart]> weights;
   alignas(64) static local_memory<float[GROUP_ROWS * kTile]> sums;
@@ -121,14 +131,26 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
         for (int v = 0; v < VECTORS; v++) add_products(sum[i][v], x[v], pair);
       }
     };
+    const auto multiply_two = [&](int p) __attribute__((always_inline)) {
+      const u32* const from = X + (part.k0 / 2 + p) * padded_m + m0;
+      u32x16 first[VECTORS], second[VECTORS];
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) first[v] = vector_at<u32x16>(from + 16 * v);
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++) second[v] = vector_at<u32x16>(from + padded_m + 16 * v);
+#pragma unroll
+      for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) add_products_of_two(sum[i][v], first[v], second[v], w + i * kStride + 2 * p);
+    };
     if (beside) {
 #pragma unroll 1
       for (int step = 0; step < kSteps; step++) {
 #pragma unroll
-        for (int q = 0; q < kPairs; q++) {
-          multiply(step * kPairs + q);
+        for (int q = 0; q < kPairs; q += 2) {
+          multiply_two(step * kPairs + q);
 #pragma unroll
-          for (int row = q * ROWS / kPairs; row < (q + 1) * ROWS / kPairs; row++) {
+          for (int row = q * ROWS / kPairs; row < (q + 2) * ROWS / kPairs; row++) {
             const i64 start = (row0 + next.r + row) * ldb + next.k0 + step * 32;
             if (step == 0) prefetch_row(start);
             decode(next_w + row * kStride + step * 32, start, vector_at<u8x16>(B + (start >> 1)));
@@ -136,8 +158,10 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
         }
       }
     } else {
+      const int pairs = (part.columns + 1) / 2;
 #pragma unroll 1
-      for (int p = 0; p < (part.columns + 1) / 2; p++) multiply(p);
+      for (int p = 0; p + 2 <= pairs; p += 2) multiply_two(p);
+      if (pairs % 2) multiply(pairs - 1);
       decode_part(next_w, next);
     }
     u16* const read = w;

@@ -102,8 +102,8 @@ struct PairsShape {
   int group_rows, rows, chunk;
 };
 constexpr PairsShape pairs_shape(int vectors) {
-  const int rows = 21 / vectors;  // 20 or 21 sums of 16: as many as leave registers to decode with
-  return {rows * (42 / rows), rows, 128};
+  const int rows = 16 / vectors;  // 16 sums leave registers for two pairs of A and to decode with
+  return {rows * (40 / rows), rows, 128};
 }
 
 const Kernel& pairs_kernel(int tile) {
