@@ -130,13 +130,13 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
     }
   };
 
-  decode_part(w, {0, 0, K < CHUNK ? static_cast<int>(K) : CHUNK});
+  decode_part(w, {0, 0, columns_from<CHUNK>(0, K)});
   for_parts<ROWS, CHUNK>(rows, K, ldb, [&](const Part& part, const Part& next, bool beside) __attribute__((always_inline)) {
     if (part.r == 0) {
       for (int r = 0; r < rows; r += 16) {  // a row a lane
         const i64 ahead = (row0 + r + lane) * ldb + part.k0 + 2 * CHUNK;
         prefetch(B + (ahead >> 1));
-        prefetch(absmax_8bit ? static_cast<const void*>(absmax_8bit + (ahead >> shift)) : absmax + (ahead >> shift));
+        prefetch_scale(statistics, ahead >> shift);
       }
     }
     float sum[ROWS][VECTORS];
@@ -169,9 +169,7 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
       for (int k = 0; k < part.columns; k++) multiply(k);
       decode_part(next_w, next);
     }
-    float* const read = w;
-    w = next_w;
-    next_w = read;
+    exchange(w, next_w);
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
 #pragma unroll

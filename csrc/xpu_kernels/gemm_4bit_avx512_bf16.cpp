@@ -95,8 +95,7 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
   };
   const auto prefetch_row = [&](i64 start) __attribute__((always_inline)) {
     prefetch(B + ((start + CHUNK) >> 1));
-    const i64 block = (start + 4 * CHUNK) >> shift;
-    prefetch(absmax_8bit ? static_cast<const void*>(absmax_8bit + block) : absmax + block);
+    prefetch_scale(statistics, (start + 4 * CHUNK) >> shift);
   };
   const auto decode_part = [&](u16* to, const Part& part) __attribute__((always_inline)) {
     if (!part.columns) return;
@@ -112,7 +111,7 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
     }
   };
 
-  decode_part(w, {0, 0, K < CHUNK ? static_cast<int>(K) : CHUNK});
+  decode_part(w, {0, 0, columns_from<CHUNK>(0, K)});
   for_parts<ROWS, CHUNK>(rows, K, ldb, [&](const Part& part, const Part& next, bool beside) __attribute__((always_inline)) {
     f32x16 sum[ROWS][VECTORS];
 #pragma unroll
@@ -164,9 +163,7 @@ kgemm_4bit_inference_avx512_bf16(i64 M, i64 N, i64 K, const u32* X, const u8* B,
       if (pairs % 2) multiply(pairs - 1);
       decode_part(next_w, next);
     }
-    u16* const read = w;
-    w = next_w;
-    next_w = read;
+    exchange(w, next_w);
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
 #pragma unroll

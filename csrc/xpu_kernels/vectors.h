@@ -1,6 +1,6 @@
 // For kernels of CPU devices alone: whole vectors in one work-item, transposition, and the order of gemm_4bit's parts.
 #pragma once
-#include "device.h"
+#include "dot_4bit.h"
 
 namespace bnb {
 
@@ -29,6 +29,16 @@ BNB_INLINE x16<T> first_of(const T* p, i64 count) {
 }
 
 BNB_INLINE void prefetch(const void* p) { __asm__ volatile("prefetcht0 (%0)" : : "r"(p)); }
+BNB_INLINE void prefetch_scale(const Statistics& of, i64 block) {
+  prefetch(of.absmax_8bit ? static_cast<const void*>(of.absmax_8bit + block) : of.absmax + block);
+}
+
+template <class T>
+BNB_INLINE void exchange(T*& a, T*& b) {
+  T* const of_a = a;
+  a = b;
+  b = of_a;
+}
 
 // Swaps the off-diagonal quarters of each square of 2 * STEP rows and columns.
 template <int STEP>
@@ -90,18 +100,23 @@ struct Part {
   int columns;
 };
 
+// Columns of a part that begins at k0: 0 behind the last.
+template <int CHUNK>
+BNB_INLINE int columns_from(i64 k0, i64 K) {
+  return K - k0 >= CHUNK ? CHUNK : k0 < K ? static_cast<int>(K - k0) : 0;
+}
+
 // f(part, next, beside) for every part of `rows` rows, CHUNK columns of ROWS rows at a time. `next` is the part that follows, of
 // no columns behind the last; `beside` says that both have CHUNK columns, and the next one ROWS rows whose codes begin at multiples
 // of 32.
 template <int ROWS, int CHUNK, class F>
 BNB_INLINE void for_parts(int rows, i64 K, i64 ldb, const F& f) {
-  const auto columns = [&](i64 k0) __attribute__((always_inline)) { return K - k0 < CHUNK ? static_cast<int>(K - k0) : CHUNK; };
   for (i64 k0 = 0; k0 < K; k0 += CHUNK) {
     for (int r = 0; r < rows; r += ROWS) {
-      const Part part{r, k0, columns(k0)};
+      const Part part{r, k0, columns_from<CHUNK>(k0, K)};
       const bool last = r + ROWS >= rows;
       const i64 next_k0 = last ? k0 + CHUNK : k0;
-      const Part next{last ? 0 : r + ROWS, next_k0, next_k0 < K ? columns(next_k0) : 0};
+      const Part next{last ? 0 : r + ROWS, next_k0, columns_from<CHUNK>(next_k0, K)};
       f(part, next, ldb % 32 == 0 && part.columns == CHUNK && next.columns == CHUNK && next.r + ROWS <= rows);
     }
   }
