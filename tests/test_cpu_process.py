@@ -107,6 +107,46 @@ assert same(work(3), one)
     python(code, BNB_INTEL_VIRTUAL_XPU=None)
 
 
+def test_work_is_shared_out_whole(python):
+    """Threads take what others have not begun; whatever their number, every piece is done once, with the same bits."""
+    code = """
+import torch, bitsandbytes.functional as F
+w = torch.ops.bitsandbytes
+g = torch.Generator().manual_seed(7)
+W, A = torch.randn(2053, 1088, generator=g), torch.randn(150, 1088, generator=g)
+map8, n = F.create_dynamic_map(), 2053 * 1088
+q, absmax = w.quantize_4bit(W, 64, "nf4", torch.uint8)
+rows, row_scales, _ = w.int8_vectorwise_quant(W.half())
+def work():
+    yield from w.quantize_4bit(W, 64, "nf4", torch.uint8)
+    yield from w.quantize_blockwise(W, map8, 256)
+    yield w.dequantize_4bit(q, absmax, 64, "nf4", W.shape, torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16):
+        for m in (1, 3, 20, 150):
+            yield w.gemm_4bit(A[:m].to(dtype), q, W.shape, absmax, 64, "nf4")
+    yield from (t for t in w.int8_vectorwise_quant(W.half(), 3.0) if t is not None)
+    for m in (1, 20, 150):
+        yield w.int8_linear_matmul(rows[:m], rows)
+    p, states = W.clone(), [torch.zeros(n, dtype=torch.uint8) for _ in range(2)]
+    maxima = [torch.zeros(n // 256 + 1) for _ in range(2)]
+    hyper = (0.9, 0.99, 0.0, 0.0, 1e-8, 1, 0.1)
+    w.optimizer_update_8bit_blockwise("adam", W, p, *states, *hyper, map8, map8, *maxima, 0.0, 1.0, False)
+    yield from (p, *states)
+    p, states = W.clone(), [torch.zeros(W.shape) for _ in range(2)]
+    norm = torch.zeros(1)
+    w.optimizer_update_32bit("lamb", W, p, *states, norm, 0.1, 0.0, 0.9, 0.99, 0.0, 0.0, 1e-8, 0.0, 1, 0.1, 1.0, False)
+    yield from (p, *states, norm)
+torch.set_num_threads(1)
+expected = list(work())
+for threads in (2, 3, 5, 16):
+    torch.set_num_threads(threads)
+    for _ in range(3):
+        for i, (a, b) in enumerate(zip(work(), expected, strict=True)):
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), (threads, i)
+"""
+    python(code, BNB_INTEL_VIRTUAL_XPU=None, OMP_WAIT_POLICY="passive")
+
+
 def test_no_second_openmp():
     with open("/proc/self/maps") as maps:
         names = {line.split()[-1] for line in maps if re.search(r"lib[gi]?omp\d*[.-]", line)}

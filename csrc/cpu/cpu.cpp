@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <vector>
 
 namespace bnb::cpu {
 namespace {
@@ -79,7 +80,48 @@ uint32_t detected() {
 std::atomic<uint32_t> forced{0};
 SlotBase* slots = nullptr;  // filled in while the library loads
 
+// What a worker begins with, piece by piece; when it is done, it takes from the others'. Cores are not equally fast, those of
+// hybrid CPUs least of all: none shall wait for the slowest for longer than a piece takes. But what a worker does first is the
+// same in every call, since its memory may be near to it.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+struct Work {
+  std::vector<Share> shares;
+  int64_t piece;
+  void (*body)(int64_t, int64_t, void*);
+  void* context;
+
+  void run(size_t worker) {
+    for (size_t i = 0; i < shares.size(); i++) {
+      Share& share = shares[(worker + i) % shares.size()];
+      // Most looks at others' shares find nothing: a load does not take the line from the core that has it.
+      while (share.next.load(std::memory_order_relaxed) < share.end) {
+        const int64_t first = share.next.fetch_add(piece, std::memory_order_relaxed);
+        if (first < share.end) body(first, std::min(share.end, first + piece), context);
+      }
+    }
+  }
+};
+
 }  // namespace
+
+void share_out(const BnbThreads& threads, int64_t n, int64_t grain, int64_t workers, void (*body)(int64_t, int64_t, void*),
+               void* context) {
+  constexpr int64_t kFewest = 4, kMost = 16;  // pieces of a share: less work than that is not worth sharing
+  const int64_t share = ceil_div(n, workers), pieces = std::min(share / grain, kMost);
+  if (pieces < kFewest) return threads.parallel_for(0, n, grain, body, context);
+  Work work{std::vector<Share>(static_cast<size_t>(workers)), ceil_div(share, pieces), body, context};
+  for (int64_t i = 0; i < workers; i++) {
+    Share& its = work.shares[static_cast<size_t>(i)];
+    its.next.store(i * share, std::memory_order_relaxed);
+    its.end = std::min(n, (i + 1) * share);
+  }
+  threads.parallel_for(0, workers, 1, [](int64_t first, int64_t last, void* all) {
+    for (int64_t worker = first; worker < last; worker++) static_cast<Work*>(all)->run(static_cast<size_t>(worker));
+  }, &work);
+}
 
 uint32_t usable() {
   const uint32_t mask = forced.load(std::memory_order_relaxed);

@@ -257,7 +257,7 @@ void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, 
 }
 
 template <int PARTS>
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
+void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t, float* C) {
   const uint16_t* const a = static_cast<const uint16_t*>(tile);
   const char* const b = static_cast<const char*>(panels);
   const int64_t width = count * kPanel;

@@ -103,8 +103,7 @@ void columns(const ColumnsOfB& b, float* values) {
 }
 
 template <int ROWS>
-void tile_of(const float* a, const float* b, int64_t k, float* c, int64_t width) {
-  const int64_t chain = chain_of(k);
+void tile_of(const float* a, const float* b, int64_t k, int64_t chain, float* c, int64_t width) {
   for (int64_t from = 0; from < k; from += chain) {
     const int64_t end = std::min(k, from + chain);
     __m256 sum[ROWS][2];
@@ -129,13 +128,14 @@ void tile_of(const float* a, const float* b, int64_t k, float* c, int64_t width)
   }
 }
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
+void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t chain,
+              float* C) {
   // clang-format off
   constexpr decltype(&tile_of<1>) kTiles[] = {nullptr,     &tile_of<1>, &tile_of<2>, &tile_of<3>,
                                               &tile_of<4>, &tile_of<5>, &tile_of<6>};
   // clang-format on
   for (int64_t i = 0; i < count; i++)
-    kTiles[height](static_cast<const float*>(tile), static_cast<const float*>(panels) + i * stride / 4, k, C + i * kPanel,
+    kTiles[height](static_cast<const float*>(tile), static_cast<const float*>(panels) + i * stride / 4, k, chain, C + i * kPanel,
                    count * kPanel);
 }
 

@@ -52,8 +52,7 @@ void panel(const PanelOfB& b, void* out) {
 }
 
 template <int ROWS, int PANELS>
-void tile_of(const float* a, const float* b, int64_t stride, int64_t k, float* c, int64_t width) {
-  const int64_t chain = chain_of(k);
+void tile_of(const float* a, const float* b, int64_t stride, int64_t k, int64_t chain, float* c, int64_t width) {
   for (int64_t from = 0; from < k; from += chain) {
     const int64_t end = std::min(k, from + chain);
     __m512 sum[ROWS][PANELS];
@@ -88,13 +87,14 @@ constexpr decltype(&tile_of<1, PANELS>) kTiles[] = {
     &tile_of<10, PANELS>, &tile_of<11, PANELS>, &tile_of<12, PANELS>, &tile_of<13, PANELS>, &tile_of<14, PANELS>};
 // clang-format on
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, float* C) {
+void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t chain,
+              float* C) {
   const float* const a = static_cast<const float*>(tile);
   const float* b = static_cast<const float*>(panels);
   const int64_t floats = stride / 4, width = count * kPanel;
   int64_t i = 0;
-  for (; i + 2 <= count; i += 2) (*kTiles<2>[height])(a, b + i * floats, floats, k, C + i * kPanel, width);
-  if (i < count) (*kTiles<1>[height])(a, b + i * floats, floats, k, C + i * kPanel, width);
+  for (; i + 2 <= count; i += 2) (*kTiles<2>[height])(a, b + i * floats, floats, k, chain, C + i * kPanel, width);
+  if (i < count) (*kTiles<1>[height])(a, b + i * floats, floats, k, chain, C + i * kPanel, width);
 }
 
 constexpr Gemm kGemm{14, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};

@@ -148,7 +148,7 @@ struct ColumnsMaker {
 
 template <class Maker>
 void gemm(const Product& p, const Gemm& kernel, void* queue) {
-  const int64_t padded_k = ceil_div(p.k, kernel.k_multiple) * kernel.k_multiple;
+  const int64_t padded_k = ceil_div(p.k, kernel.k_multiple) * kernel.k_multiple, chain = chain_of(p.k);
   const auto height_of = [&](int64_t rows) {  // tiles of about the same height
     const int64_t tiles = ceil_div(rows, kernel.max_tile);
     return std::min(kernel.max_tile, ceil_div(ceil_div(rows, tiles), kernel.tile_multiple) * kernel.tile_multiple);
@@ -195,7 +195,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
           }
           for (int64_t tile = 0; tile < tiles; tile++)
             kernel.multiply(packed + tile * tile_bytes + height * from * kernel.element, height, memory, panel_bytes, count, padded,
-                            C + tile * height * width);
+                            chain, C + tile * height * width);
         }
         kernel.finish(p, C, width, row, rows, n, columns);
       }

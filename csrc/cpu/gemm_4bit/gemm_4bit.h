@@ -11,8 +11,8 @@ namespace bnb::cpu {
 constexpr int kPanel = 16;
 // Elements of K that are packed, dequantised and multiplied together.
 constexpr int64_t kPart = 512;
-// So many of k products of fp32 are summed up one after another before they are added to C: about the root of k, since a long
-// chain loses too much, as many short ones do, but no more than keep the additions to C cheap.
+// So many of K products of fp32 are summed up one after another before they are added to C: about the root of K, since a long
+// chain loses too much, as many short ones do, and up to where the additions to C are cheap.
 constexpr int64_t chain_of(int64_t k) {
   int64_t chain = 8;
   while (chain < 64 && chain * chain < k) chain *= 2;
@@ -54,8 +54,9 @@ struct Gemm {
   void (*columns)(const ColumnsOfB&, float* values);
   // A panel of values [k][kPanel] in fp32; null where a panel is just that.
   void (*convert)(const float* values, int64_t k, void* panel);
-  // C += tile * panels^T, over k (a multiple of k_multiple) elements.
-  void (*multiply)(const void* tile, int64_t height, const void* panels, int64_t panel_stride, int64_t count, int64_t k, float* C);
+  // C += tile * panels^T, over k (a multiple of k_multiple) elements; `chain` is chain_of(K), for kernels of fp32.
+  void (*multiply)(const void* tile, int64_t height, const void* panels, int64_t panel_stride, int64_t count, int64_t k,
+                   int64_t chain, float* C);
   // `rows` rows of C from row `row` on and columns [n, n + columns), of `width` in C, to out.
   void (*finish)(const Product&, const float* C, int64_t width, int64_t row, int64_t rows, int64_t n, int64_t columns);
   // Around all work of a thread; null for nothing.
