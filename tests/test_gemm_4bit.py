@@ -45,6 +45,11 @@ def test_any_number_of_rows(m, shape, dtype, device):
     check(w, activation(m, shape[1], dtype=dtype), None, device)
 
 
+@pytest.mark.parametrize("n", [40, 200])
+def test_activations_larger_than_caches(n, device):
+    check(Weight.random(n, 16400), activation(140, 16400), None, device)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 def test_more_rows_than_are_packed_at_a_time(dtype, device):
     """SYCL's CPU devices pack 1024 rows at a time."""

@@ -270,9 +270,20 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 }
 
 template <class T, int PARTS>
-constexpr Gemm kGemm{
-    32,     16,  kBlock, 2 * PARTS, 16, &pack<T, PARTS>, &panel<PARTS>, &columns, &convert<PARTS>, &multiply<PARTS>, &finish_blocks,
-    &begin, &end};
+constexpr Gemm kGemm{32,
+                     16,
+                     kBlock,
+                     2 * PARTS,
+                     16,
+                     16,
+                     &pack<T, PARTS>,
+                     &panel<PARTS>,
+                     &columns,
+                     &convert<PARTS>,
+                     &multiply<PARTS>,
+                     &finish_blocks,
+                     &begin,
+                     &end};
 
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::amx, kGemm<bfloat16, 1>};
 const Implementation for_float16{gemm_4bit_float16_parts, Isa::amx, kGemm<half, 2>};

@@ -9,34 +9,19 @@ namespace {
 #include "avx512_columns.h"
 #include "avx512_finish.h"
 #include "../transpose_avx512.h"
+#include "avx512_pack.h"
 #include "avx512_panel.h"
 
 template <class T>
-void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, float* out) {
-  for (int64_t r = 0; r < height; r++) {
-    if (r >= rows) {
-      for (int64_t k = first; k < last; k++) out[k * height + r] = 0;
-      continue;
-    }
-    const T* const in = static_cast<const T*>(p.A) + (row + r) * p.lda;
-    alignas(64) float values[16];
-    for (int64_t k = first; k < last; k += 16) {
-      const int64_t count = std::min<int64_t>(16, last - k);
-      _mm512_store_ps(values, load(in + k, first_lanes(count)));
-      if (count == 16) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) out[(k + i) * height + r] = values[i];
-      } else {
-        for (int i = 0; i < count; i++) out[(k + i) * height + r] = values[i];
-      }
-    }
-  }
+void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
+  const T* const in = static_cast<const T*>(p.A) + row * p.lda;
+  pack_dwords(rows, height, first, last, tile,
+              [&](int64_t r, int64_t k) { return _mm512_castps_si512(load(in + r * p.lda + k, first_lanes(last - k))); });
 }
 void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
-  float* const out = static_cast<float*>(tile);
-  if (p.dtype == BNB_FLOAT32) return pack_as<float>(p, row, rows, height, first, last, out);
-  if (p.dtype == BNB_FLOAT16) return pack_as<half>(p, row, rows, height, first, last, out);
-  pack_as<bfloat16>(p, row, rows, height, first, last, out);
+  if (p.dtype == BNB_FLOAT32) return pack_as<float>(p, row, rows, height, first, last, tile);
+  if (p.dtype == BNB_FLOAT16) return pack_as<half>(p, row, rows, height, first, last, tile);
+  pack_as<bfloat16>(p, row, rows, height, first, last, tile);
 }
 
 void panel(const PanelOfB& b, void* out) {
@@ -97,7 +82,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
   if (i < count) (*kTiles<1>[height])(a, b + i * floats, floats, k, chain, C + i * kPanel, width);
 }
 
-constexpr Gemm kGemm{14, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
+constexpr Gemm kGemm{14, 1, 1, 4, 4, 8, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
 const Implementation all{gemm_4bit, Isa::avx512, kGemm};
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::avx512, kGemm};
 

@@ -9,19 +9,17 @@ namespace {
 #include "avx512_columns.h"
 #include "avx512_finish.h"
 #include "../transpose_avx512.h"
+#include "avx512_pack.h"
 #include "avx512_panel.h"
 #include "bfloat16.h"
 
 // [k / 2][height][2]
 void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
-  uint32_t* const out = static_cast<uint32_t*>(tile);
-  for (int64_t r = 0; r < height; r++) {
-    const uint16_t* const in = static_cast<const uint16_t*>(p.A) + (row + r) * p.lda;
-    for (int64_t k = first; k < last; k += 2) {
-      const uint32_t low = r < rows ? in[k] : 0, high = r < rows && k + 1 < last ? in[k + 1] : 0;
-      out[k / 2 * height + r] = low | high << 16;
-    }
-  }
+  const bfloat16* const in = static_cast<const bfloat16*>(p.A) + row * p.lda;
+  pack_dwords(rows, height, first / 2, ceil_div(last, 2), tile, [&](int64_t r, int64_t pair) {
+    const int64_t left = last - 2 * pair;
+    return _mm512_maskz_loadu_epi16(left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1, in + r * p.lda + 2 * pair);
+  });
 }
 
 template <int ROWS, int PANELS>
@@ -67,7 +65,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 
 const Implementation bfloat16_pairs{
     gemm_4bit_bfloat16, Isa::avx512_bf16,
-    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &columns, &convert_to_pairs<2>, &multiply, &finish, nullptr, nullptr}};
+    Gemm{14, 1, 2, 2, 4, 8, &pack, &panel_of_pairs<2>, &columns, &convert_to_pairs<2>, &multiply, &finish, nullptr, nullptr}};
 
 }  // namespace
 }  // namespace bnb::cpu
