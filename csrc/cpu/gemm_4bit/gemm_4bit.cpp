@@ -35,6 +35,8 @@ constexpr int64_t kGrain = 1 << 16;
 constexpr int64_t kPackedBytes = 16 << 20;
 // Of packed rows of A, from where on caches do not keep them.
 constexpr int64_t kStreamedBytes = 6 << 20;
+// Of panels, for each thread, so that they can still be shared out well.
+constexpr int64_t kGroups = 8;
 // The most blocks that a part of K can be.
 constexpr int64_t kMostGranules = kPart / 32;
 // Of A, from where on products of its parts are faster.
@@ -157,7 +159,8 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(
       kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) / kernel.max_tile * kernel.max_tile);
-  const bool streamed = std::min(p.m, block_rows) * padded_k * kernel.element > kStreamedBytes;
+  const bool streamed = std::min(p.m, block_rows) * padded_k * kernel.element > kStreamedBytes &&
+                        p.n / (kernel.max_panels * kPanel) >= kGroups * thread_count(queue);
   int64_t panels = p.m < 64 ? 2 : streamed ? kernel.max_panels : kernel.panels;
   while (panels > 4 && ceil_div(p.n, panels * kPanel) < thread_count(queue)) panels /= 2;
   for (int64_t row = 0; row < p.m; row += block_rows) {
