@@ -68,6 +68,15 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small work on one thread: threads that wait for each other take long on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def reference_vectors() -> vectors.Vectors:
     """Inputs and outputs of bitsandbytes' CUDA kernels; see data/README.md."""

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,15 +15,6 @@ from bitsandbytes_intel import ops
 from bitsandbytes_intel.bench import accuracy, common, whole_model
 from bitsandbytes_intel.cli import bench
 from bitsandbytes_intel.cli.app import app
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small work on one thread: threads that wait for each other take long on a machine that is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_whole_model_in_a_process_for_each_side() -> None:

@@ -46,14 +46,9 @@ def test_any_number_of_rows(m, shape, dtype, device):
 
 
 @pytest.mark.parametrize("n", [40, 1032])
-def test_activations_larger_than_caches(n, device):
+def test_activations_larger_than_caches(n, device, one_thread):
     """Of the larger n, one thread of a CPU multiplies more columns at a time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        check(Weight.random(n, 16400), activation(98, 16400), None, device)
-    finally:
-        torch.set_num_threads(threads)
+    check(Weight.random(n, 16400), activation(98, 16400), None, device)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)

@@ -73,23 +73,19 @@ struct Implementation {
   }
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
 // ---- threads --------------------------------------------------------------------------------------------------------
-// body(first, last, context) on parts of [0, n), on so many of the caller's threads.
-void share_out(const BnbThreads& threads, int64_t n, int64_t grain, int64_t workers, void (*body)(int64_t, int64_t, void*),
-               void* context);
+// body(first, last, context) on parts of [0, n), on as many of the caller's threads as have grain to do.
+void share_out(const BnbThreads& threads, int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 // body(first, last) on parts of [0, n), on the caller's threads; without any, or up to grain, all at once. It must not throw.
 template <class Body>
 void parallel_for(void* queue, int64_t n, int64_t grain, const Body& body) {
   const auto* threads = static_cast<const BnbThreads*>(queue);
-  const int64_t workers = threads ? std::min<int64_t>(threads->count(), ceil_div(n, grain)) : 1;
-  if (workers <= 1) {
+  if (!threads || n <= grain) {
     if (n > 0) body(int64_t{0}, n);
     return;
   }
-  share_out(*threads, n, grain, workers, [](int64_t first, int64_t last, void* context) {
+  share_out(*threads, n, grain, [](int64_t first, int64_t last, void* context) {
     (*static_cast<const Body*>(context))(first, last);
   }, const_cast<void*>(static_cast<const void*>(&body)));
 }
@@ -131,6 +127,7 @@ int guarded(char* message, size_t message_size, Body&& body) noexcept {
   }
 }
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 constexpr int64_t size_of(int dtype) { return dtype == BNB_FLOAT32 ? 4 : 2; }
 
 // The table of a 4-bit data type.

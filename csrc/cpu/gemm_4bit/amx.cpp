@@ -60,7 +60,7 @@ void split(__m512 x, __m256i (&part)[PARTS]) {
 template <int PARTS>
 void load_parts(const bfloat16* in, int64_t count, __m512i (&part)[PARTS]) {
   static_assert(PARTS == 1);
-  part[0] = _mm512_maskz_loadu_epi16(count >= 32 ? ~__mmask32{0} : count <= 0 ? __mmask32{0} : (__mmask32{1} << count) - 1, in);
+  part[0] = _mm512_maskz_loadu_epi16(first_words(count), in);
 }
 template <int PARTS, class T>
 void load_parts(const T* in, int64_t count, __m512i (&part)[PARTS]) {
@@ -270,20 +270,9 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 }
 
 template <class T, int PARTS>
-constexpr Gemm kGemm{32,
-                     16,
-                     kBlock,
-                     2 * PARTS,
-                     16,
-                     16,
-                     &pack<T, PARTS>,
-                     &panel<PARTS>,
-                     &columns,
-                     &convert<PARTS>,
-                     &multiply<PARTS>,
-                     &finish_blocks,
-                     &begin,
-                     &end};
+constexpr Gemm kGemm{
+    32,     16,  kBlock, 2 * PARTS, 16, &pack<T, PARTS>, &panel<PARTS>, &columns, &convert<PARTS>, &multiply<PARTS>, &finish_blocks,
+    &begin, &end};
 
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::amx, kGemm<bfloat16, 1>};
 const Implementation for_float16{gemm_4bit_float16_parts, Isa::amx, kGemm<half, 2>};

@@ -129,7 +129,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 
 const Implementation int8{
     gemm_4bit_int8, Isa::amx,
-    Gemm{32, 16, kBlock, kElement, 16, 16, &pack, &panel, nullptr, nullptr, &multiply, &finish_blocks, &begin, &end}};
+    Gemm{32, 16, kBlock, kElement, 16, &pack, &panel, nullptr, nullptr, &multiply, &finish_blocks, &begin, &end}};
 
 }  // namespace
 }  // namespace bnb::cpu

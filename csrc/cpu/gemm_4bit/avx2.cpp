@@ -159,7 +159,7 @@ void finish(const Product& p, const float* C, int64_t width, int64_t row, int64_
   finish_as<bfloat16>(p, C, width, row, rows, n, columns);
 }
 
-constexpr Gemm kGemm{6, 1, 1, 4, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
+constexpr Gemm kGemm{6, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
 const Implementation all{gemm_4bit, Isa::avx2, kGemm};
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::avx2, kGemm};
 

@@ -1,6 +1,7 @@
 // What the AVX512 files of gemm_4bit and gemv_4bit share: to be included inside their region and unnamed namespace.
 
 __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
+inline __mmask32 first_words(int64_t n) { return n >= 32 ? ~__mmask32{0} : n <= 0 ? __mmask32{0} : (__mmask32{1} << n) - 1; }
 
 __m512 load(const float* in, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, in); }
 __m512 load(const half* in, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, in)); }

@@ -17,8 +17,7 @@ namespace {
 void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile) {
   const bfloat16* const in = static_cast<const bfloat16*>(p.A) + row * p.lda;
   pack_dwords(rows, height, first / 2, ceil_div(last, 2), tile, [&](int64_t r, int64_t pair) {
-    const int64_t left = last - 2 * pair;
-    return _mm512_maskz_loadu_epi16(left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1, in + r * p.lda + 2 * pair);
+    return _mm512_maskz_loadu_epi16(first_words(last - 2 * pair), in + r * p.lda + 2 * pair);
   });
 }
 
@@ -65,7 +64,7 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
 
 const Implementation bfloat16_pairs{
     gemm_4bit_bfloat16, Isa::avx512_bf16,
-    Gemm{14, 1, 2, 2, 4, 8, &pack, &panel_of_pairs<2>, &columns, &convert_to_pairs<2>, &multiply, &finish, nullptr, nullptr}};
+    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &columns, &convert_to_pairs<2>, &multiply, &finish, nullptr, nullptr, 8}};
 
 }  // namespace
 }  // namespace bnb::cpu

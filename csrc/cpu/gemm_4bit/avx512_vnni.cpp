@@ -103,9 +103,8 @@ void multiply(const void* tile, int64_t height, const void* panels, int64_t stri
   if (i < count) (*kTiles<1>[height])(a, b + i * stride, stride, k, C + i * kPanel, width);
 }
 
-const Implementation int8{
-    gemm_4bit_int8, Isa::avx512_vnni,
-    Gemm{12, 1, kBlock, kElement, 4, 4, &pack, &panel, nullptr, nullptr, &multiply, &finish, nullptr, nullptr}};
+const Implementation int8{gemm_4bit_int8, Isa::avx512_vnni,
+                          Gemm{12, 1, kBlock, kElement, 4, &pack, &panel, nullptr, nullptr, &multiply, &finish, nullptr, nullptr}};
 
 }  // namespace
 }  // namespace bnb::cpu

@@ -159,9 +159,10 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(
       kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) / kernel.max_tile * kernel.max_tile);
-  const bool streamed = std::min(p.m, block_rows) * padded_k * kernel.element > kStreamedBytes &&
-                        p.n / (kernel.max_panels * kPanel) >= kGroups * thread_count(queue);
-  int64_t panels = p.m < 64 ? 2 : streamed ? kernel.max_panels : kernel.panels;
+  int64_t panels = p.m >= 64 ? kernel.max_panels : 2;
+  if (kernel.panels_of_large && p.m >= 64 && std::min(p.m, block_rows) * padded_k * kernel.element > kStreamedBytes &&
+      p.n / (kernel.panels_of_large * kPanel) >= kGroups * thread_count(queue))
+    panels = kernel.panels_of_large;
   while (panels > 4 && ceil_div(p.n, panels * kPanel) < thread_count(queue)) panels /= 2;
   for (int64_t row = 0; row < p.m; row += block_rows) {
     const int64_t rows = std::min(block_rows, p.m - row);

@@ -45,8 +45,7 @@ struct Gemm {
   int64_t tile_multiple;  // a tile is filled up to a multiple of so many rows
   int64_t k_multiple;    // K is filled up with zeros to a multiple of so many: at most 64
   int64_t element;       // bytes of an element of a tile or a panel
-  int64_t panels;         // that are multiplied together where A has many rows
-  int64_t max_panels;     // the same where A, packed, is so large that reading it again takes time
+  int64_t max_panels;    // that are multiplied together, at most, where A has many rows
   // Elements first to last of K, kPart or what is left, of `rows` rows of A from row `row` on, into a tile of `height` rows: its
   // columns from first on, as far as the next multiple of k_multiple.
   void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
@@ -63,6 +62,8 @@ struct Gemm {
   // Around all work of a thread; null for nothing.
   void (*begin)();
   void (*end)();
+  // In place of max_panels where A, packed, is so large that reading it again takes time; 0 for no others.
+  int64_t panels_of_large = 0;
 };
 // For bfloat16, and for the others.
 extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;

@@ -57,7 +57,7 @@ void finish(const Product& p, const float* C, int64_t width, int64_t row, int64_
   });
 }
 
-constexpr Gemm kGemm{4, 1, 1, 4, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
+constexpr Gemm kGemm{4, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
 const Implementation all{gemm_4bit, Isa::scalar, kGemm};
 const Implementation bfloat16{gemm_4bit_bfloat16, Isa::scalar, kGemm};
 const Implementation no_int8{gemm_4bit_int8, Isa::scalar, Gemm{}};
