@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -97,6 +98,18 @@ def test_the_names_of_instruction_sets():
 def test_a_forced_instruction_set_answers(python):
     code = "import bitsandbytes; from bitsandbytes_intel import cpu; print(set(cpu.kernels().values()))"
     assert python(code, BNB_INTEL_ISA="scalar").stdout.strip() == "{'scalar'}"
+
+
+def test_a_forced_instruction_set_holds_for_kernels_of_a_virtual_xpu(xpu):
+    """Those for any CPU, in the place of those with AVX512-VNNI and AVX512-BF16 that the other tests run."""
+    tests = pathlib.Path(__file__).parent
+    files = [str(tests / f"test_{name}.py") for name in ("int8_linear_matmul", "int8_scaled_mm", "gemm_4bit")]
+    options = ["-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-q", "-k", xpu]
+    done = subprocess.run(
+        [sys.executable, *options, *files],
+        env={**os.environ, "BNB_INTEL_ISA": "scalar"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 def test_an_instruction_set_that_the_cpu_lacks(python):

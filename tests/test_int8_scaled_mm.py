@@ -16,6 +16,8 @@ SHAPES = [
     (5, 24, 72),
     (17, 33, 100),
     (32, 64, 320),
+    (63, 37, 193),
+    (1, 70, 1000),
     (8, 0, 16),
 ]
 
@@ -50,9 +52,10 @@ def test_the_largest_sums_are_exact(m, device):
         assert torch.equal(result, reference.int8_linear_matmul(A, B))
 
 
+@pytest.mark.parametrize("rows", [1, 6, 16, 63, 130])
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
-def test_many_outlier_columns(dtype, device):
-    A, CA, CB, SCA, SCB, _, bias = mixed_operands(130, 200, 300, dtype, 3.0)
+def test_many_outlier_columns(dtype, rows, device):
+    A, CA, CB, SCA, SCB, _, bias = mixed_operands(rows, 200, 300, dtype, 3.0)
     for columns in (torch.arange(0, 300, 4), torch.arange(1)):
         arguments = (A, CA, CB, SCA, SCB, columns, bias)
         result, outliers = ops.int8_mixed_scaled_mm(*(a.to(device) for a in arguments))

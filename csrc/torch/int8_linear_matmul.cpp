@@ -37,12 +37,9 @@ static void multiply(const Call& call, const Tensor& A, const Tensor& B, const T
        static_cast<int32_t*>(out.data_ptr()), n ? out.numel() / n : 0, n, B.size(1));
 }
 
-// The exact product alone: of one row, a SYCL CPU device's kernel is no faster than torch's product.
-static bool is_best(const Call& call, int64_t rows) { return is_ours(call, rows) && (rows > 1 || call.is_of_cpu_library()); }
-
 Tensor int8_product(const char* op, const Tensor& A, const Tensor& B, const Shape& shape) {
   const int64_t k = B.size(1);
-  if (const Call call(op, A); is_best(call, rows_of(op, "A", A, true).rows)) {
+  if (const Call call(op, A); is_ours(call, rows_of(op, "A", A, true).rows)) {
     Tensor out = empty(shape, ScalarType::Int, A);
     multiply(call, A, B, out);
     return out;
@@ -71,7 +68,7 @@ void int8_linear_matmul_out(Tensor A, Tensor B, Tensor out) {
   check_shape(op, "out", out, shape);
   const int64_t k = B.size(1);
   if (out.numel() == 0) return;
-  if (const Call call(op, A); is_best(call, rows_of(op, "A", A, true).rows)) {
+  if (const Call call(op, A); is_ours(call, rows_of(op, "A", A, true).rows)) {
     fill(out, [&](const Tensor& o) { multiply(call, A, B, o); });
     return;
   }

@@ -85,6 +85,9 @@ Tensor int8_scaled_mm(Tensor A, Tensor B, Tensor row_stats, Tensor col_stats, st
   return scaled_product(op, A, B, shape, d);
 }
 
+// Outliers, rows times columns, up to which a SYCL kernel of the product adds theirs; a kernel of their own is faster for more.
+constexpr int64_t kFewOutliers = 512;
+
 std::tuple<Tensor, std::optional<Tensor>> int8_mixed_scaled_mm(Tensor A, Tensor CA, Tensor CB, Tensor SCA, Tensor SCB,
                                                                std::optional<Tensor> outlier_cols, std::optional<Tensor> bias) {
   constexpr const char* op = "int8_mixed_scaled_mm";
@@ -107,7 +110,9 @@ std::tuple<Tensor, std::optional<Tensor>> int8_mixed_scaled_mm(Tensor A, Tensor 
   const Tensor flat = A.dim() == 2 ? A : torch::stable::reshape(A, Shape{size.rows, k});
   const Tensor outliers = aten("aten::index_select", "", flat, int64_t{1}, *outlier_cols);
   const Call call(op, A);
-  if (is_ours(call, size.rows)) return {fused_product(call, CA, CB, shape, d, dense(outliers), dense(*outlier_cols)), outliers};
+  const bool few = call.is_of_cpu_library() || size.rows * outlier_cols->numel() <= kFewOutliers;
+  if (few && is_ours(call, size.rows))
+    return {fused_product(call, CA, CB, shape, d, dense(outliers), dense(*outlier_cols)), outliers};
   if (is_ours(call, 1)) {
     const Tensor x = dense(outliers), columns = dense(*outlier_cols), weight = dense(CB), addend = empty(shape, A.scalar_type(), A);
     call(&Backend::int8_outlier_product, static_cast<int>(dtype_of(A.scalar_type())), static_cast<const void*>(x.data_ptr()),

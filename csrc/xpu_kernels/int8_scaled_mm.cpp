@@ -1,11 +1,82 @@
 // LLM.int8() on CPU devices: the product of few rows, exact or scaled back, and that of outlier columns.
 //
-// Whole numbers are multiplied as floats, which hold every sum of 1,024 products exactly. 16 neighbours along k lie in the
-// lanes, of a few rows of A and of B, so that a vector that was widened is used several times. What torch multiplies is too
-// much for these kernels: more rows.
+// A work-group of the product is one work-item that holds whole vectors: neighbours along k of a few rows of A and of B, so that
+// what was loaded is used several times. What torch multiplies is too much for these kernels: more rows.
 #include "int8.h"
+#include "vectors.h"
 
 namespace bnb {
+
+using i32x8 = i32 __attribute__((ext_vector_type(8)));
+using i32x16 = x16<i32>;
+using u32x16 = x16<u32>;
+
+BNB_INLINE i32 sum_of(i32x8 v) {
+  const auto four = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  return four[0] + four[1] + (four[2] + four[3]);
+}
+
+// Products of rows of A with rows of B, kColumns at a time, on any CPU.
+template <int TILE_M, int ROWS>
+struct PlainProducts {
+  static constexpr int kColumns = 16;
+  using Values = x16<signed char>;
+  i32x8 sum[TILE_M][ROWS] = {};
+
+  static BNB_INLINE Values load(const signed char* p) { return vector_at<Values>(p); }
+  static BNB_INLINE Values load(const signed char* p, i64 count) { return first_of(p, count); }
+
+  BNB_INLINE void add(const Values (&a)[TILE_M], const Values (&b)[ROWS]) {
+#pragma unroll
+    for (int m = 0; m < TILE_M; m++)
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        const i32x16 products = __builtin_convertvector(a[m], i32x16) * __builtin_convertvector(b[r], i32x16);
+        sum[m][r] += __builtin_shufflevector(products, products, 0, 2, 4, 6, 8, 10, 12, 14) +
+                     __builtin_shufflevector(products, products, 1, 3, 5, 7, 9, 11, 13, 15);
+      }
+  }
+  BNB_INLINE i32 at(int m, int r) const { return sum_of(sum[m][r]); }
+};
+
+// The same by AVX512-VNNI's dot product of four bytes, whose one operand is unsigned: B, with 128 added, which the sums of A take
+// back.
+template <int TILE_M, int ROWS>
+struct VnniProducts {
+  static constexpr int kColumns = 64;
+  using Values = u32x16;
+  i32x16 sum[TILE_M][ROWS] = {}, of_a[TILE_M] = {};
+
+  // SPIR-V drops that an operand is read and written ("+v"): hence the move, which no unit has to do.
+  static BNB_INLINE void add_products(i32x16& sum, u32x16 unsigned_bytes, u32x16 bytes) {
+    i32x16 result;
+    __asm__("vmovaps %3, %0\n\tvpdpbusd %2, %1, %0" : "=&v"(result) : "v"(unsigned_bytes), "v"(bytes), "v"(sum));
+    sum = result;
+  }
+
+  static BNB_INLINE Values load(const signed char* p) { return vector_at<Values>(p); }
+  static BNB_INLINE Values load(const signed char* p, i64 count) {
+    if (count >= kColumns) return load(p);
+    signed char bytes[kColumns] = {};
+    for (int i = 0; i < count; i++) bytes[i] = p[i];
+    return load(bytes);
+  }
+
+  BNB_INLINE void add(const Values (&a)[TILE_M], const Values (&b)[ROWS]) {
+#pragma unroll
+    for (int m = 0; m < TILE_M; m++) add_products(of_a[m], u32x16(0x01010101), a[m]);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      const u32x16 positive = b[r] ^ 0x80808080u;
+#pragma unroll
+      for (int m = 0; m < TILE_M; m++) add_products(sum[m][r], positive, a[m]);
+    }
+  }
+  BNB_INLINE i32 at(int m, int r) const {
+    const i32x16 v = sum[m][r] - 128 * of_a[m];
+    return sum_of(v.lo + v.hi);
+  }
+};
 
 // B[row, column] scaled back, rounded to T.
 template <class T>
@@ -14,75 +85,78 @@ BNB_INLINE float weight_at(const signed char* B, const float* colStats, i64 row,
 }
 
 // out = A[M, K] B[N, K]^T: in int32, or as kdequant_mm_int32 scales it, plus the product of outliers[M, C] with B's columns
-// of these numbers. A sub-group, alone in its work-group, takes GROUP_ROWS rows of B, ROWS at a time, and all of A, TILE_M
-// rows at a time; STEPS * 16 columns at once, each with sums of its own.
-template <class T, int GROUP_ROWS, int ROWS, int TILE_M, int STEPS, int SUBG_SIZE>
-BNB_KERNEL(SUBG_SIZE, SUBG_SIZE)
+// of these numbers. A work-item takes GROUP_ROWS rows of B, ROWS at a time, and all of A, TILE_M rows at a time; of columns,
+// STEPS vectors at a time, each with sums of its own.
+template <class T, template <int, int> class Products, int GROUP_ROWS, int ROWS, int TILE_M, int STEPS>
+BNB_KERNEL_OF_ONE
 kInt8ScaledMM(const signed char* A, const signed char* B, const float* rowStats, const float* colStats, T* out, const void* bias,
               i32 bias_type, const T* outliers, const i64* columns, i64 C, i64 M, i64 N, i64 K) {
-  static_assert(SUBG_SIZE == 16 && ROWS * TILE_M <= 16 && GROUP_ROWS % ROWS == 0);
-  constexpr i64 kExact = 16 * 1024;  // columns whose sums in each lane are exact
-  const u32 lane = lane_id();
-  const i64 group0 = group_id() * GROUP_ROWS;
-  for (i64 tile = 0; tile < (M + TILE_M - 1) / TILE_M * (GROUP_ROWS / ROWS); tile++) {
-    const i64 m0 = tile / (GROUP_ROWS / ROWS) * TILE_M, row0 = group0 + tile % (GROUP_ROWS / ROWS) * ROWS;
-    if (row0 >= N) continue;
-    const signed char *a[TILE_M], *b[ROWS];  // past the last row, the last row again: read, and not written
+  static_assert(GROUP_ROWS % ROWS == 0);
+  using Sums = Products<TILE_M, ROWS>;
+  constexpr int kColumns = Sums::kColumns;
+  const i64 first = group_id() * GROUP_ROWS, last = first + GROUP_ROWS < N ? first + GROUP_ROWS : N;
+  for (i64 n0 = first; n0 < last; n0 += ROWS) {
+    for (i64 m0 = 0; m0 < M; m0 += TILE_M) {
+      const signed char *a[TILE_M], *b[ROWS];  // past the last row, the last row again: read, and not written
 #pragma unroll
-    for (int m = 0; m < TILE_M; m++) a[m] = A + (m0 + m < M ? m0 + m : M - 1) * K;
+      for (int m = 0; m < TILE_M; m++) a[m] = A + (m0 + m < M ? m0 + m : M - 1) * K;
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) b[r] = B + (row0 + r < N ? row0 + r : N - 1) * K;
-    i32 sum[TILE_M][ROWS] = {};
-    for (i64 begin = 0; begin < K; begin += kExact) {
-      const i64 end = K - begin < kExact ? K : begin + kExact;
-      float part[STEPS][TILE_M][ROWS] = {};
-      const auto step = [&](int s, const auto& at) __attribute__((always_inline)) {
-        float x[TILE_M];
+      for (int r = 0; r < ROWS; r++) b[r] = B + (n0 + r < N ? n0 + r : N - 1) * K;
+      Sums sums[STEPS];
+      const auto add = [&](int s, const auto& values_at) __attribute__((always_inline)) {
+        typename Sums::Values x[TILE_M], w[ROWS];
 #pragma unroll
-        for (int m = 0; m < TILE_M; m++) x[m] = static_cast<float>(at(a[m]));
+        for (int m = 0; m < TILE_M; m++) x[m] = values_at(a[m]);
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          const float w = static_cast<float>(at(b[r]));
-#pragma unroll
-          for (int m = 0; m < TILE_M; m++) part[s][m][r] = __builtin_fmaf(x[m], w, part[s][m][r]);
-        }
+        for (int r = 0; r < ROWS; r++) w[r] = values_at(b[r]);
+        sums[s].add(x, w);
       };
-      i64 k = begin;
-      for (; k + 16 * STEPS <= end; k += 16 * STEPS)
+      i64 k = 0;
+      for (; k + STEPS * kColumns <= K; k += STEPS * kColumns)
 #pragma unroll
         for (int s = 0; s < STEPS; s++)
-          step(s, [&](const signed char* from) __attribute__((always_inline)) { return (from + k + 16 * s)[lane]; });
-      for (; k < end; k += 16)
-        step(0, [&](const signed char* from)
-                    __attribute__((always_inline)) { return k + lane < end ? from[k + lane] : static_cast<signed char>(0); });
+          add(s, [&](const signed char* row) __attribute__((always_inline)) { return Sums::load(row + k + s * kColumns); });
+      for (; k < K; k += kColumns)
+        add(0, [&](const signed char* row) __attribute__((always_inline)) { return Sums::load(row + k, K - k); });
+      const auto at = [&](int m, int r) __attribute__((always_inline)) {
+        i32 product = 0;
 #pragma unroll
-      for (int m = 0; m < TILE_M; m++)
+        for (int s = 0; s < STEPS; s++) product += sums[s].at(m, r);
+        return product;
+      };
+      const auto write = [&](const auto& value_at) __attribute__((always_inline)) {
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
+        for (int m = 0; m < TILE_M; m++)
 #pragma unroll
-          for (int s = 0; s < STEPS; s++) sum[m][r] += static_cast<i32>(part[s][m][r]);
-        }
-    }
-    i32 mine = 0;  // of lane m * ROWS + r
-#pragma unroll
-    for (int m = 0; m < TILE_M; m++)
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        i32 all = sum[m][r];
-#pragma unroll
-        for (u32 mask = 8; mask; mask /= 2) all += shuffle_xor(all, mask);
-        mine = lane == static_cast<u32>(m * ROWS + r) ? all : mine;
-      }
-    const i64 m = m0 + lane / ROWS, n = row0 + lane % ROWS;
-    if (lane < ROWS * TILE_M && m < M && n < N) {
+          for (int r = 0; r < ROWS; r++)
+            if (m0 + m < M && n0 + r < N) out[(m0 + m) * N + n0 + r] = value_at(m, r);
+      };
       if constexpr (__is_same(T, i32)) {
-        out[m * N + n] = mine;
+        write(at);
       } else {
-        float x = __builtin_fmaf(static_cast<float>(mine) * rowStats[m] * colStats[n], kMMDequant,
-                                 bias_at(bias, bias_type, row0, lane % ROWS));
-        for (i64 j = 0; j < C; j++)
-          x = __builtin_fmaf(to_float(outliers[m * C + j]), weight_at<T>(B, colStats, n, columns[j], K), x);
-        out[m * N + n] = from_float<T>(x);
+        float x[TILE_M][ROWS];
+#pragma unroll
+        for (int m = 0; m < TILE_M; m++) {
+          const float row_scale = rowStats[m0 + m < M ? m0 + m : M - 1];
+#pragma unroll
+          for (int r = 0; r < ROWS; r++) {
+            const i64 column = n0 + r < N ? n0 + r : N - 1;
+            x[m][r] = __builtin_fmaf(static_cast<float>(at(m, r)) * row_scale * colStats[column], kMMDequant,
+                                     bias_at(bias, bias_type, column, 0));
+          }
+        }
+        for (i64 j = 0; j < C; j++) {
+          float w[ROWS];
+#pragma unroll
+          for (int r = 0; r < ROWS; r++) w[r] = weight_at<T>(B, colStats, n0 + r < N ? n0 + r : N - 1, columns[j], K);
+#pragma unroll
+          for (int m = 0; m < TILE_M; m++) {
+            const float value = to_float(outliers[(m0 + m < M ? m0 + m : M - 1) * C + j]);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) x[m][r] = __builtin_fmaf(value, w[r], x[m][r]);
+          }
+        }
+        write([&](int m, int r) __attribute__((always_inline)) { return from_float<T>(x[m][r]); });
       }
     }
   }

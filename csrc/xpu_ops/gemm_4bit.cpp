@@ -36,7 +36,7 @@ struct AlongMShape {
 constexpr AlongMShape along_m_shape(int tile) { return kTiles[tile] == 64 ? AlongMShape{16, 4, 64} : AlongMShape{32, 8, 64}; }
 
 // Whether more rows of bfloat16 go by the CPU's own dot product.
-bool has_pairs(Kind kind) { return kind == Kind::cpu && __builtin_cpu_supports("avx512bf16"); }
+bool has_pairs(Kind kind) { return kind == Kind::cpu && cpu_has_bf16(); }
 
 template <class T>
 std::string family_of(const char* suffix) {

@@ -5,13 +5,14 @@ namespace bnb {
 namespace {
 
 // Up to so many rows of A the kernel is faster than torch's product.
-constexpr int64_t kFewRows = 8;
-// Rows of B of a sub-group, and those at a time; rows of A, and steps along k, at a time. One row of A: memory is the limit,
-// and serves one stream better than several.
+int64_t few_rows() { return cpu_has_vnni() ? 64 : 16; }
+
+// Rows of B of a work-item, and those at a time; rows of A, and vectors along k, at a time. One row of A: memory is the limit, and
+// serves one stream better than several.
 struct Shape {
   int group_rows, rows, tile_m, steps;
 };
-constexpr Shape shape_of(bool one_row) { return one_row ? Shape{32, 1, 1, 8} : Shape{32, 4, 4, 1}; }
+constexpr Shape shape_of(bool one_row) { return one_row ? Shape{64, 1, 1, 4} : Shape{32, 4, 4, 1}; }
 constexpr int kOutlierRows = 64, kOutlierTile = 64, kOutlierChunk = 32;
 
 bool is_cpu(const sycl::queue& queue) { return device_of(queue).kind == Kind::cpu; }
@@ -25,9 +26,10 @@ const Kernel& kernel(bool one_row) {
     if (k != Kind::cpu) return KernelName{};
     const bool exact = std::is_same_v<T, int32_t>;
     const Shape s = shape_of(one);
-    return KernelName{exact ? std::string("int8_linear_matmul") : std::string("int8_scaled_mm/") + short_name<T>,
-                      instantiation("bnb::kInt8ScaledMM", exact ? "bnb::i32" : type_name<T>, s.group_rows, s.rows, s.tile_m,
-                                    s.steps, sub_group_size(k))};
+    return KernelName{
+        exact ? std::string("int8_linear_matmul") : std::string("int8_scaled_mm/") + short_name<T>,
+        instantiation("bnb::kInt8ScaledMM", exact ? "bnb::i32" : type_name<T>,
+                      cpu_has_vnni() ? "bnb::VnniProducts" : "bnb::PlainProducts", s.group_rows, s.rows, s.tile_m, s.steps)};
   }, "int8_scaled_mm", 2);
   return table.at(Kind::cpu, one_row);
 }
@@ -52,8 +54,8 @@ void int8ScaledMM(const int8_t* A, const int8_t* B, const float* rowStats, const
   expect_cpu(*queue);
   if (m <= 0 || n <= 0) return;
   const int64_t group_rows = shape_of(m == 1).group_rows;
-  kernel<T>(m == 1).submit(*queue, (n + group_rows - 1) / group_rows, sub_group_size(Kind::cpu), A, B, rowStats, colStats, out,
-                           bias, static_cast<int32_t>(bias ? bias_dtype : -1), outliers, columns, n_columns, m, n, k);
+  kernel<T>(m == 1).submit(*queue, (n + group_rows - 1) / group_rows, 1, A, B, rowStats, colStats, out, bias,
+                           static_cast<int32_t>(bias ? bias_dtype : -1), outliers, columns, n_columns, m, n, k);
 }
 
 // out[m, n] = outliers[m, n_columns] times columns of B, scaled back. Asynchronous.
@@ -76,7 +78,7 @@ static const bool registered =
 
 }  // namespace bnb
 
-int64_t cint8_few_rows(void* queue) { return bnb::is_cpu(*static_cast<sycl::queue*>(queue)) ? bnb::kFewRows : 0; }
+int64_t cint8_few_rows(void* queue) { return bnb::is_cpu(*static_cast<sycl::queue*>(queue)) ? bnb::few_rows() : 0; }
 
 int cint8_linear_matmul(const int8_t* A, const int8_t* B, int32_t* out, int64_t m, int64_t n, int64_t k, void* queue, char* message,
                         size_t message_size) {

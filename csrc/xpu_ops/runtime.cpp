@@ -9,7 +9,9 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,6 +28,27 @@ namespace syclex = sycl::ext::oneapi::experimental;
 const char* name_of(Kind kind) {
   static constexpr const char* names[] = {"cpu", "gpu16", "gpu32", "xmx16", "mma32"};
   return names[static_cast<int>(kind)];
+}
+
+namespace {
+
+// Whether BNB_INTEL_ISA, which Python checks, lets CPU kernels go as far as this instruction set.
+bool allows(const char* isa) {
+  constexpr const char* names[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"};
+  const auto rank = [&](const std::string& name) { return std::find(std::begin(names), std::end(names), name); };
+  const char* const most = std::getenv("BNB_INTEL_ISA");
+  return !most || !*most || rank(most) >= rank(isa);
+}
+
+}  // namespace
+
+bool cpu_has_vnni() {
+  static const bool has = __builtin_cpu_supports("avx512vnni") && allows("avx512_vnni");
+  return has;
+}
+bool cpu_has_bf16() {
+  static const bool has = __builtin_cpu_supports("avx512bf16") && allows("avx512_bf16");
+  return has;
 }
 
 namespace {

@@ -32,6 +32,10 @@ const char* name_of(Kind kind);
 constexpr int sub_group_size(Kind kind) { return kind == Kind::gpu32 || kind == Kind::mma32 ? 32 : 16; }
 constexpr bool has_matrix_unit(Kind kind) { return kind == Kind::xmx16 || kind == Kind::mma32; }
 
+// Whether kernels of CPU devices may hold such instructions: the CPU has them, and BNB_INTEL_ISA does not stop short of them.
+bool cpu_has_vnni();
+bool cpu_has_bf16();
+
 constexpr int kMaxDevices = 64;
 
 struct Device {

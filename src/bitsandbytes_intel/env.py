@@ -64,7 +64,7 @@ CACHE_DIR = Variable(
 )
 ISA = Variable(
     "BNB_INTEL_ISA",
-    f"the most that CPU kernels may use, one of {', '.join(ISAS)} (default: all that the CPU has)",
+    f"the most that kernels on a CPU may use, one of {', '.join(ISAS)} (default: all that the CPU has)",
     "",
     _isa,
 )
