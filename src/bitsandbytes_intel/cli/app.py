@@ -167,6 +167,7 @@ def bench(
         xpu = device != "cpu" and not model and not accuracy
         if xpu:
             environment.let_upstream_run()
+            environment.tie_threads()
         setup = environment.prepare(out, xpu=xpu)
         if threads is not None:
             import torch

@@ -73,7 +73,8 @@ def run_operators(
             def begin(name: str, done: int, total: int, task: TaskID = task) -> None:
                 progress.update(task, completed=done, total=total)
 
-            report = common.Report(device, quick, operators, name_it)
+            place = setup.place if device == "xpu" else frozenset()
+            report = common.Report(device, quick, operators, name_it, place=place)
             common.run(report, begin)
             progress.update(task, completed=1, total=1, description=f"{device}: done")
             reports.append(report)

@@ -26,12 +26,19 @@ _NO_ACCESS = (
 )
 
 
+_AFFINITY = "DPCPP_CPU_CU_AFFINITY"  # of Intel's OpenCL CPU device
+
+
 @dataclass(frozen=True)
 class Setup:
-    """The process: whether xpu:0 is the virtual XPU, and why there is no XPU at all if there is none."""
+    """The process: whether xpu:0 is the virtual XPU, and why there is no XPU at all if there is none.
+
+    `place` are the processors that the thread which calls SYCL should keep to meanwhile; empty for any.
+    """
 
     virtual: bool
     no_xpu: str | None = None
+    place: frozenset[int] = frozenset()
 
 
 def check_variables() -> None:
@@ -104,6 +111,28 @@ def let_upstream_run() -> None:
             ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
+def tie_threads() -> None:
+    """Tie SYCL's threads on a CPU to processors of their own; before torch is imported.
+
+    Else Linux leaves a thread that works for less than its tick beside the one that calls, on one of two processors.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault(_AFFINITY, "spread")
+
+
+def _place() -> frozenset[int]:
+    """Start SYCL, and let the calling thread go again: other libraries' threads would inherit its processor."""
+    import torch
+
+    if _AFFINITY not in os.environ or not hasattr(os, "sched_setaffinity"):
+        return frozenset()
+    free = os.sched_getaffinity(0)
+    torch.xpu.init()
+    tied = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, free)
+    return frozenset(tied) if tied != free else frozenset()
+
+
 def _xpu(out: Output, wish: str | None) -> Setup:
     import torch
 
@@ -125,11 +154,12 @@ def _xpu(out: Output, wish: str | None) -> Setup:
     try:
         with out.waiting("starting the virtual XPU (its first start on a machine compiles it: up to two minutes)"):
             virtual_xpu.enable()
+            place = _place()
     except RuntimeError as error:
         if wanted:
             raise Unusable(str(error)) from error
         return Setup(virtual=False, no_xpu=_NO_GPU.format(why=f"the virtual XPU does not start: {error}"))
-    return Setup(virtual=True)
+    return Setup(virtual=True, place=place)
 
 
 def require_xpu(setup: Setup) -> None:
