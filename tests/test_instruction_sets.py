@@ -100,7 +100,17 @@ def test_a_forced_instruction_set_answers(python):
     assert python(code, BNB_INTEL_ISA="scalar").stdout.strip() == "{'scalar'}"
 
 
-def test_a_forced_instruction_set_holds_for_kernels_of_a_virtual_xpu(xpu):
+def test_a_forced_instruction_set_rules_kernels_of_a_virtual_xpu_out(python):
+    code = "from bitsandbytes_intel import runtime\n"
+    code += "print(*(name for family in runtime.catalogue('cpu') for name in family.kernels), sep='\\n')"
+    names = python(code, BNB_INTEL_ISA="scalar").stdout
+    assert "PlainProducts" in names
+    assert "kgemm_4bit_inference_along_m<bnb::bfloat16" in names
+    assert not re.search("Vnni|avx512", names)
+    assert ("VnniProducts" in python(code, BNB_INTEL_ISA=None).stdout) == ("avx512_vnni" in cpu.isas())
+
+
+def test_kernels_of_a_virtual_xpu_for_any_cpu(xpu):
     """Those for any CPU, in the place of those with AVX512-VNNI and AVX512-BF16 that the other tests run."""
     tests = pathlib.Path(__file__).parent
     files = [str(tests / f"test_{name}.py") for name in ("int8_linear_matmul", "int8_scaled_mm", "gemm_4bit")]

@@ -42,9 +42,9 @@ def check(result, expected, dtype, slack=1.0):
     assert ((result - expected).abs() <= limit).all(), (result - expected).abs().max()
 
 
-@pytest.mark.parametrize("m", [1, 3, 8])
+@pytest.mark.parametrize("m", [1, 3, 8, 16, 64, 65])
 def test_the_largest_sums_are_exact(m, device):
-    """Few rows are multiplied as floats by some kernels, which hold sums of so many products of -128 and no more."""
+    """Of products of -128: kernels that multiply in another form, with 128 added, say, must not lose a bit."""
     for k in (16 * 1024, 40_000):
         A, B = (torch.full((rows, k), -128, dtype=torch.int8) for rows in (m, 5))
         A[:, -3:] = 127

@@ -110,6 +110,7 @@ std::tuple<Tensor, std::optional<Tensor>> int8_mixed_scaled_mm(Tensor A, Tensor 
   const Tensor flat = A.dim() == 2 ? A : torch::stable::reshape(A, Shape{size.rows, k});
   const Tensor outliers = aten("aten::index_select", "", flat, int64_t{1}, *outlier_cols);
   const Call call(op, A);
+  // The CPU library's product shares the weights of outlier columns among many rows itself.
   const bool few = call.is_of_cpu_library() || size.rows * outlier_cols->numel() <= kFewOutliers;
   if (few && is_ours(call, size.rows))
     return {fused_product(call, CA, CB, shape, d, dense(outliers), dense(*outlier_cols)), outliers};

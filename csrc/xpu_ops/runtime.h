@@ -32,7 +32,8 @@ const char* name_of(Kind kind);
 constexpr int sub_group_size(Kind kind) { return kind == Kind::gpu32 || kind == Kind::mma32 ? 32 : 16; }
 constexpr bool has_matrix_unit(Kind kind) { return kind == Kind::xmx16 || kind == Kind::mma32; }
 
-// Whether kernels of CPU devices may hold such instructions: the CPU has them, and BNB_INTEL_ISA does not stop short of them.
+// Whether kernels written for such instructions run on CPU devices: the CPU has them, and BNB_INTEL_ISA, read once, does not stop
+// short of them.
 bool cpu_has_vnni();
 bool cpu_has_bf16();
 

@@ -1,6 +1,7 @@
 """Every ``BNB_INTEL_*`` environment variable, read in this one place.
 
-Variables are read when they are needed, never cached, so that a test can change them.
+Variables are read when they are needed, never cached, so that a test can change them; the XPU library reads
+``BNB_INTEL_ISA`` itself, once.
 A value that a variable does not know is a ``ValueError`` that names the allowed ones.
 """
 
@@ -64,7 +65,7 @@ CACHE_DIR = Variable(
 )
 ISA = Variable(
     "BNB_INTEL_ISA",
-    f"the most that kernels on a CPU may use, one of {', '.join(ISAS)} (default: all that the CPU has)",
+    f"the most that CPU kernels may use, one of {', '.join(ISAS)} (default: all that the CPU has)",
     "",
     _isa,
 )

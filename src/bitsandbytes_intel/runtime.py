@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import cache, sycl
+from . import cache, env, sycl
 
 _log = logging.getLogger(__name__)
 _PACKAGE = pathlib.Path(__file__).parent
@@ -95,8 +95,10 @@ def library() -> ctypes.CDLL:
 
     Raises:
         KernelError: it was not built, or does not load. The text says what to do.
+        ValueError: ``BNB_INTEL_ISA`` names no instruction set.
     """
     path = xpu_library()
+    env.ISA.get()  # which the library reads, and does not check
     sycl.show_cpu_device()
     try:
         sycl.load()

@@ -82,7 +82,7 @@ class Report:
         quick: time few cases, and each for a short time.
         operators: time these alone; empty for all.
         advance: called before each case with a text that names it.
-        place: processors that the thread keeps to while it calls our operators; empty for any.
+        caller_processors: those that the calling thread keeps to while it is timed; empty for any.
     """
 
     device: str
@@ -93,9 +93,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     copy_gbps: float = 0.0
     read_gbps: float = 0.0
-    place: frozenset[int] = frozenset()
+    caller_processors: frozenset[int] = frozenset()
     _peaks: dict[torch.dtype, float] = field(default_factory=dict)
-    _anywhere: set[int] = field(default_factory=lambda: os.sched_getaffinity(0))
 
     def some(self, values: Sequence[_T], *chosen: _T) -> Sequence[_T]:
         """The values to go through: all; where it has to be quick the chosen ones, or if there are none the first."""
@@ -225,25 +224,25 @@ class Report:
             return self.timed(lambda: [runs[name](i) for i in range(start + 1, start + calls + 1)]) / calls
 
         begin, seconds = time.perf_counter(), 0.7 if self.quick else 4.0
-        for turn in range(rounds + 1):
-            if turn > LEAST_ROUNDS and time.perf_counter() - begin > seconds:
-                break
-            for name in runs:
-                self._take_turns(name)
-                if "other" in runs or not self.on_cpu:  # on a virtual XPU, torch's threads or SYCL's
-                    time.sleep(_PAUSE)
-                    measure(name)
-                elapsed = [measure(name) * 1e3 for _ in range(repeats if turn else 1)]
-                if turn:
-                    times[name] += elapsed
-        self._take_turns("")
+        anywhere = os.sched_getaffinity(0)
+        try:
+            for turn in range(rounds + 1):
+                if turn > LEAST_ROUNDS and time.perf_counter() - begin > seconds:
+                    break
+                if turn == 1 and self.caller_processors:  # not before all have their threads, which would inherit it
+                    os.sched_setaffinity(0, self.caller_processors)
+                for name in runs:
+                    ops.unregister() if name == "upstream" else ops.register()
+                    if "other" in runs or not self.on_cpu:  # on a virtual XPU, torch's threads or SYCL's
+                        time.sleep(_PAUSE)
+                        measure(name)
+                    elapsed = [measure(name) * 1e3 for _ in range(repeats if turn else 1)]
+                    if turn:
+                        times[name] += elapsed
+        finally:
+            ops.register()
+            os.sched_setaffinity(0, anywhere)
         return {name: statistics.median(each) for name, each in times.items()}
-
-    def _take_turns(self, name: str) -> None:
-        """Make it the turn of "ours", "upstream" or another."""
-        ops.unregister() if name == "upstream" else ops.register()
-        if self.place:
-            os.sched_setaffinity(0, self.place if name == "ours" else self._anywhere)
 
     def measure_bandwidth(self) -> None:
         """Fill in the copy bandwidth (bytes read plus written) and the read bandwidth, the best of several ways."""

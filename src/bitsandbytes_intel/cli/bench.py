@@ -73,8 +73,9 @@ def run_operators(
             def begin(name: str, done: int, total: int, task: TaskID = task) -> None:
                 progress.update(task, completed=done, total=total)
 
-            place = setup.place if device == "xpu" else frozenset()
-            report = common.Report(device, quick, operators, name_it, place=place)
+            report = common.Report(device, quick, operators, name_it)
+            if device == "xpu":
+                report.caller_processors = setup.caller_processors
             common.run(report, begin)
             progress.update(task, completed=1, total=1, description=f"{device}: done")
             reports.append(report)

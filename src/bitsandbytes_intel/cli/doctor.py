@@ -231,7 +231,7 @@ def _others(name: str, value: str, probe: dict[str, Any]) -> Line | None:
         return Line(name, NOTE, f"{value} makes torch's own float32 products less exact", "unset it for exact products")
     if name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         return Line(name, NOTE, f"{value} is the most that torch's own products may use", "unset it for speed")
-    if name.startswith(("SYCL_", "ONEDNN_", "DNNL_", "UR_")):
+    if name.startswith(("SYCL_", "DPCPP_", "ONEDNN_", "DNNL_", "UR_")):
         return Line(name, NOTE, f"{value} changes how SYCL or oneDNN works", "unset it if results or speed are odd")
     return None
 

@@ -33,12 +33,12 @@ _AFFINITY = "DPCPP_CPU_CU_AFFINITY"  # of Intel's OpenCL CPU device
 class Setup:
     """The process: whether xpu:0 is the virtual XPU, and why there is no XPU at all if there is none.
 
-    `place` are the processors that the thread which calls SYCL should keep to meanwhile; empty for any.
+    `caller_processors` are those that SYCL on a CPU gives the thread that calls it; empty for any.
     """
 
     virtual: bool
     no_xpu: str | None = None
-    place: frozenset[int] = frozenset()
+    caller_processors: frozenset[int] = frozenset()
 
 
 def check_variables() -> None:
@@ -112,25 +112,26 @@ def let_upstream_run() -> None:
 
 
 def tie_threads() -> None:
-    """Tie SYCL's threads on a CPU to processors of their own; before torch is imported.
+    """Let SYCL on a CPU tie the thread that calls it to a processor, as it ties its own; before torch is imported.
 
-    Else Linux leaves a thread that works for less than its tick beside the one that calls, on one of two processors.
+    Else Linux leaves the caller on the processor of another thread for calls that are shorter than its tick.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault(_AFFINITY, "spread")
+        os.environ.setdefault("DPCPP_CPU_PLACES", "threads")
 
 
-def _place() -> frozenset[int]:
-    """Start SYCL, and let the calling thread go again: other libraries' threads would inherit its processor."""
+def _start_sycl() -> frozenset[int]:
+    """Start SYCL; the processors that it ties the caller to, which is freed: others' threads would inherit them."""
     import torch
 
-    if _AFFINITY not in os.environ or not hasattr(os, "sched_setaffinity"):
+    if _AFFINITY not in os.environ:
         return frozenset()
-    free = os.sched_getaffinity(0)
+    anywhere = os.sched_getaffinity(0)
     torch.xpu.init()
     tied = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, free)
-    return frozenset(tied) if tied != free else frozenset()
+    os.sched_setaffinity(0, anywhere)
+    return frozenset(tied) if tied != anywhere else frozenset()
 
 
 def _xpu(out: Output, wish: str | None) -> Setup:
@@ -154,12 +155,12 @@ def _xpu(out: Output, wish: str | None) -> Setup:
     try:
         with out.waiting("starting the virtual XPU (its first start on a machine compiles it: up to two minutes)"):
             virtual_xpu.enable()
-            place = _place()
+            tied = _start_sycl()
     except RuntimeError as error:
         if wanted:
             raise Unusable(str(error)) from error
         return Setup(virtual=False, no_xpu=_NO_GPU.format(why=f"the virtual XPU does not start: {error}"))
-    return Setup(virtual=True, place=place)
+    return Setup(virtual=True, caller_processors=tied)
 
 
 def require_xpu(setup: Setup) -> None:
