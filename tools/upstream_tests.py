@@ -301,7 +301,7 @@ def report(outcomes: list[dict[str, Any]], entries: Entries | Baseline, files: l
         if count:
             print(f"{kind}: {count} of {file}: {reason}")
     for outcome in unexpected:
-        last = outcome["text"].strip().splitlines()[-1:] or [""]
+        last = outcome.get("text", "").strip().splitlines()[-1:] or [""]
         print(f"UNEXPECTED {outcome['outcome']}: {outcome['test']}: {last[0][:300]}")
     stale = list(entries.unused(files)) if whole else []
     for tests in stale:
