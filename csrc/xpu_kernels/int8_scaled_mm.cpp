@@ -97,11 +97,14 @@ kInt8ScaledMM(const signed char* A, const signed char* B, const float* rowStats,
   const i64 first = group_id() * GROUP_ROWS, last = first + GROUP_ROWS < N ? first + GROUP_ROWS : N;
   for (i64 n0 = first; n0 < last; n0 += ROWS) {
     for (i64 m0 = 0; m0 < M; m0 += TILE_M) {
-      const signed char *a[TILE_M], *b[ROWS];  // past the last row, the last row again: read, and not written
+      // Past the last row, the last row again: read, and not written.
+      const auto row = [&](int m) __attribute__((always_inline)) { return m0 + m < M ? m0 + m : M - 1; };
+      const auto column = [&](int r) __attribute__((always_inline)) { return n0 + r < N ? n0 + r : N - 1; };
+      const signed char *a[TILE_M], *b[ROWS];
 #pragma unroll
-      for (int m = 0; m < TILE_M; m++) a[m] = A + (m0 + m < M ? m0 + m : M - 1) * K;
+      for (int m = 0; m < TILE_M; m++) a[m] = A + row(m) * K;
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) b[r] = B + (n0 + r < N ? n0 + r : N - 1) * K;
+      for (int r = 0; r < ROWS; r++) b[r] = B + column(r) * K;
       Sums sums[STEPS];
       const auto add = [&](int s, const auto& values_at) __attribute__((always_inline)) {
         typename Sums::Values x[TILE_M], w[ROWS];
@@ -115,9 +118,9 @@ kInt8ScaledMM(const signed char* A, const signed char* B, const float* rowStats,
       for (; k + STEPS * kColumns <= K; k += STEPS * kColumns)
 #pragma unroll
         for (int s = 0; s < STEPS; s++)
-          add(s, [&](const signed char* row) __attribute__((always_inline)) { return Sums::load(row + k + s * kColumns); });
+          add(s, [&](const signed char* from) __attribute__((always_inline)) { return Sums::load(from + k + s * kColumns); });
       for (; k < K; k += kColumns)
-        add(0, [&](const signed char* row) __attribute__((always_inline)) { return Sums::load(row + k, K - k); });
+        add(0, [&](const signed char* from) __attribute__((always_inline)) { return Sums::load(from + k, K - k); });
       const auto at = [&](int m, int r) __attribute__((always_inline)) {
         i32 product = 0;
 #pragma unroll
@@ -137,21 +140,19 @@ kInt8ScaledMM(const signed char* A, const signed char* B, const float* rowStats,
         float x[TILE_M][ROWS];
 #pragma unroll
         for (int m = 0; m < TILE_M; m++) {
-          const float row_scale = rowStats[m0 + m < M ? m0 + m : M - 1];
+          const float row_scale = rowStats[row(m)];
 #pragma unroll
-          for (int r = 0; r < ROWS; r++) {
-            const i64 column = n0 + r < N ? n0 + r : N - 1;
-            x[m][r] = __builtin_fmaf(static_cast<float>(at(m, r)) * row_scale * colStats[column], kMMDequant,
-                                     bias_at(bias, bias_type, column, 0));
-          }
+          for (int r = 0; r < ROWS; r++)
+            x[m][r] = __builtin_fmaf(static_cast<float>(at(m, r)) * row_scale * colStats[column(r)], kMMDequant,
+                                     bias_at(bias, bias_type, column(r), 0));
         }
         for (i64 j = 0; j < C; j++) {
           float w[ROWS];
 #pragma unroll
-          for (int r = 0; r < ROWS; r++) w[r] = weight_at<T>(B, colStats, n0 + r < N ? n0 + r : N - 1, columns[j], K);
+          for (int r = 0; r < ROWS; r++) w[r] = weight_at<T>(B, colStats, column(r), columns[j], K);
 #pragma unroll
           for (int m = 0; m < TILE_M; m++) {
-            const float value = to_float(outliers[(m0 + m < M ? m0 + m : M - 1) * C + j]);
+            const float value = to_float(outliers[row(m) * C + j]);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) x[m][r] = __builtin_fmaf(value, w[r], x[m][r]);
           }
