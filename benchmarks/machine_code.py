@@ -272,7 +272,8 @@ class Machine:
 def template_of(source: str, name: str) -> dict[str, str | int]:
     """Template parameters of a kernel in its source -> arguments in an instantiation's name."""
     function, arguments = re.fullmatch(r"(?:\w+::)*(\w+)<(.*)>", name).groups()  # type: ignore[union-attr]
-    found = re.search(rf"template\s*<([^<>]*)>\s*(?:__attribute__\S+\s*)?BNB_KERNEL\([^()]*\)\s*{function}\(", source)
+    kernel = rf"(?:__attribute__\S+\s*)?BNB_KERNEL\w*\([^()]*\)\s*{function}\("
+    found = re.search(rf"template\s*<([^<>]*)>\s*{kernel}", source)
     if not found:
         raise ValueError(f"no kernel {function} in its source")
     names = [parameter.split()[-1] for parameter in found[1].split(",")]
@@ -297,6 +298,9 @@ def ways_of(template: dict[str, str | int], function: str, blocks: list[Block], 
         weights = expected = rows // 16 * number("STEPS") * number("WORDS") * 8
         # Codes by four words, a scale, and the activations.
         loads = rows // 16 * number("STEPS") * (number("WORDS") // 4 + 1) + number("STEPS") * tile_m
+    elif "SPLIT_K" in template:  # lanes along N
+        weights = expected = 32 * rows
+        loads = 3 * rows + tile_m  # codes, and a scale, which may be nested
     elif number("NUM_PER_THREAD") == 8:  # lanes along K: the scales are looked up among the lanes, too
         steps = number("STEPS")
         weights, expected = 8 * rows * steps, 9 * rows * steps
@@ -447,13 +451,10 @@ def info_number(info: str, key: str, default: int = 0) -> int:
     return int(found[1]) if found else default
 
 
-def buffer_bytes(info: str, usage: str) -> int:
-    """Bytes a thread of memory of a usage: spill_fill_space or private_space (also for a scratch buffer of both)."""
-    total = 0
-    for buffer in re.findall(r"- type: +\S+\s+usage: +(\S+)\s+size: +(\d+)", info):
-        if buffer[0] == usage:
-            total += int(buffer[1])
-    return total
+def buffer_bytes(info: str, *usages: str) -> int:
+    """Bytes a thread of memory of these usages: spill_fill_space, private_space, or single_space, one for both."""
+    buffers = re.findall(r"- type: +\S+\s+usage: +(\S+)\s+size: +(\d+)", info)
+    return sum(int(size) for usage, size in buffers if usage in usages)
 
 
 def compile_spirv(spirv: bytes, target: Target, folder: Path) -> bytes:
@@ -482,16 +483,13 @@ def sources() -> Iterator[tuple[str, dict[str, str], list[str], set[str]]]:
     """Each source: its text, kernel -> family, options of the compiler, and the GPUs that have what it needs."""
     from bitsandbytes_intel.runtime import catalogue
 
-    for kind in ("gpu16", "xmx16"):
+    # Arc A has XMX for sub-groups of 8 alone, and so no kernels for it.
+    for kind, option, device in (("xmx16", "-DBNB_XMX", "pvc"), ("gpu16", "-DBNB_REGISTER_BYTES=32", "acm-g10")):
         families: dict[str, dict[str, str]] = {}  # source -> kernel -> family
         for family in catalogue(kind):
-            if family.name.startswith("gemm_4bit_matrix/") == (kind == "xmx16"):
-                families.setdefault(family.source, {}).update(dict.fromkeys(family.kernels, family.name))
+            families.setdefault(family.source, {}).update(dict.fromkeys(family.kernels, family.name))
         for source, kernels in families.items():
-            if kind == "gpu16":
-                yield source, kernels, [], set(TARGETS)
-            else:  # Arc A has XMX for sub-groups of 8 alone
-                yield source, kernels, ["-DBNB_XMX"], {"pvc"}
+            yield source, kernels, ["-DBNB_INTEL_GPU", option], {device}
 
 
 def analyse(devices: Sequence[str] = tuple(TARGETS), jobs: int | None = None) -> list[Machine]:
@@ -529,7 +527,7 @@ def _analyse_image(
                 template=template,
                 simd=info_number(info, "simd_size"),
                 registers=info_number(info, "grf_count", 128),
-                spill=buffer_bytes(info, "spill_fill_space"),
+                spill=buffer_bytes(info, "spill_fill_space", "single_space"),
                 private=buffer_bytes(info, "private_space"),
                 local=info_number(info, "slm_size"),
                 size=len(code),
@@ -543,6 +541,7 @@ def _analyse_image(
 COLUMNS = (
     "kernel",
     "SIMD",
+    "registers",
     "spill",
     "private",
     "local",
@@ -563,6 +562,7 @@ def lines_of(machines: Sequence[Machine]) -> list[tuple[str, ...]]:
         first = (
             kernel,
             str(machine.simd),
+            str(machine.registers),
             str(machine.spill),
             str(machine.private),
             str(machine.local),

@@ -346,8 +346,11 @@ class Product(Case):
         self.operator = "gemv NF4" if m == 1 else f"gemm NF4 M={m}"
         self.kernels = bench.fast_kernels("kgemv_4bit_inference", "NUM_PER_THREAD", kind)
         if m > 1:
-            matrix = bench.fast_kernels("kgemm_4bit_inference_matrix", "WORDS", kind)
-            self.kernels = matrix or bench.fast_kernels("kgemm_4bit_inference_along_k", "NUM_PER_THREAD", kind)
+            self.kernels = (
+                bench.fast_kernels("kgemm_4bit_inference_matrix", "WORDS", kind)
+                or bench.fast_kernels("kgemm_4bit_inference_along_n", "SPLIT_K", kind)
+                or bench.fast_kernels("kgemm_4bit_inference_along_k", "NUM_PER_THREAD", kind)
+            )
         self.m, self.weights, self.absmax, self.count = m, weights, absmax, len(weights)
         self.x = torch.randn((m, shape[1]), device=bench.device).to(self.dtype)
         self.out = torch.empty((self.count, m, shape[0]), dtype=self.dtype, device=bench.device)
@@ -428,8 +431,7 @@ def cases(bench: Bench) -> Iterator[Case]:
         weights = torch.randint(0, 256, (count, n // 2, 1), dtype=torch.uint8, device=bench.device)
         absmax = torch.rand((count, n // BLOCKSIZE[NF4]), device=bench.device) + 0.01
         for kind, m in itertools.product(TYPES, ROWS):
-            if kind != "float" or m in (1, 16):
-                yield Product(bench, kind, shape, m, weights, absmax)
+            yield Product(bench, kind, shape, m, weights, absmax)
         del weights, absmax
 
 
@@ -513,12 +515,12 @@ def set_goals(row: Row) -> None:
     if share := import_module("cases_quantise").bar(row.operator):
         row.goals[f"{share:.0%} of a copy of the same size"] = row.share_of_same_size >= share
         return
+    if row.operator in ("gemm NF4 M=4", "gemm NF4 M=16") and row.ratio is not None:
+        row.goals["2 x upstream"] = row.ratio >= 2
     if row.type == "fp32":
         return
     if row.operator.startswith("dequantise"):
         row.goals["90 % of copy"] = row.share >= 0.90
-    if row.operator in ("gemm NF4 M=4", "gemm NF4 M=16") and row.ratio is not None:
-        row.goals["2 x upstream"] = row.ratio >= 2
     if not row.operator.startswith("gemv"):
         return
     if row.ratio is not None and row.shape == smallest:

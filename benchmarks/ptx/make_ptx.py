@@ -37,7 +37,10 @@ BUILT_INS = {
     "__spirv_BuiltInSubgroupLocalInvocationId()": "(__nvvm_read_ptx_sreg_tid_x() & 31)",
     "__spirv_BuiltInSubgroupId()": "(__nvvm_read_ptx_sreg_tid_x() >> 5)",
 }
-BARRIER = re.compile(r"__spirv_ControlBarrier\([^()]*\)")
+BARRIERS = {
+    r"__spirv_ControlBarrier\(kScopeSubGroup[^()]*\)": "__nvvm_bar_warp_sync(0xffffffff)",
+    r"__spirv_ControlBarrier\([^()]*\)": "__syncthreads()",
+}
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ def for_ptx(source: str) -> str:
     """The kernel source with what differs for NVPTX replaced; the kernels themselves are not touched."""
     for spirv, nvvm in BUILT_INS.items():
         source = source.replace(spirv, nvvm)
-    source = BARRIER.sub("__syncthreads()", source)
+    for pattern, nvvm in BARRIERS.items():
+        source = re.sub(pattern, nvvm, source)
     # The entry calls the kernel's function; a call would make every pointer a generic one.
-    source = re.sub(r"^BNB_KERNEL\(", "__attribute__((always_inline)) BNB_KERNEL(", source, flags=re.M)
+    source = re.sub(r"^(BNB_KERNEL\w*)\(", r"__attribute__((always_inline)) \1(", source, flags=re.M)
     if left := sorted(set(re.findall(r"__spirv_BuiltIn\w+\([^)]*\)|__spirv_ControlBarrier", outside_of_spirv(source)))):
         raise SystemExit(f"no NVPTX counterpart known for {', '.join(left)}: add it to BUILT_INS in {__file__}")
     return source
@@ -115,7 +119,7 @@ def split(text: str) -> list[str]:
 
 def signatures(source: str) -> dict[str, tuple[list[str], list[str]]]:
     """Kernel function -> its template parameters and its arguments, read from the source."""
-    pattern = r"template\s*<([^<>]*)>\s*(?:__attribute__\(\(\w+\)\)\s*)?BNB_KERNEL\([^()]*\)\s*(\w+)\(([^()]*)\)"
+    pattern = r"template\s*<([^<>]*)>\s*(?:__attribute__\(\(\w+\)\)\s*)?BNB_KERNEL\w*\([^()]*\)\s*(\w+)\(([^()]*)\)"
     found = re.findall(pattern, re.sub(r"//[^\n]*", "", source))
     return {name: (split(template), split(arguments)) for template, name, arguments in found}
 
@@ -153,8 +157,12 @@ def variants(function: str, parameters: Sequence[str]) -> Iterator[str]:
         for kind, split_k, steps, rows, tile_m in product(TYPES[:2], (4, 8, 16), (4, 8), (16, 32), (8, 16, 32)):
             if rows * tile_m * steps <= 2048:
                 yield f"{kind}, 32, {split_k}, 1, {rows}, {steps}, {tile_m}, 2"
+    elif function == "kgemm_4bit_inference_along_n":
+        for kind, split_k, rows, tile_m in product(TYPES[2:], (4, 8, 16), (1, 2, 4), (4, 8, 16, 32)):
+            if rows * tile_m <= 64 and 128 * split_k * max(rows * tile_m, tile_m + 4) <= 48 << 10:  # of local memory
+                yield f"{kind}, 32, {split_k}, {rows}, {tile_m}, true"
     elif function == "kgemm_4bit_inference_along_k":
-        for kind, group, rows, steps, tile_m in product(TYPES[:2], (64, 128), (1, 2, 4), (1, 2), (2, 4, 8)):
+        for kind, group, rows, steps, tile_m in product(TYPES, (64, 128), (1, 2, 4), (1, 2), (2, 4, 8)):
             if rows * tile_m <= 16:
                 yield f"{kind}, {group}, 8, 32, {rows}, {steps}, {tile_m}"
 

@@ -86,8 +86,13 @@ class Kernel:
         if "GROUP_SIZE" in self.template:
             return self.number("GROUP_SIZE")
         if "SPLIT_K" in self.template:
-            return self.number("SUBG_SIZE") * self.number("SPLIT_K") * self.number("ROW_GROUPS")
+            return self.number("SUBG_SIZE") * self.number("SPLIT_K") * self.row_groups
         return self.number("SUBG_SIZE")
+
+    @cached_property
+    def row_groups(self) -> int:
+        """Of a matrix product that splits k: groups of sub-groups that share rows."""
+        return self.number("ROW_GROUPS") if "ROW_GROUPS" in self.template else 1
 
     @cached_property
     def on_matrix_unit(self) -> bool:
@@ -97,12 +102,14 @@ class Kernel:
     @cached_property
     def width(self) -> int:
         """Of a matrix product: K must be a multiple of this."""
-        return 32 * self.number("WORDS") if self.on_matrix_unit else self.number("NUM_PER_THREAD")
+        if self.on_matrix_unit:
+            return 32 * self.number("WORDS")
+        return self.number("NUM_PER_THREAD") if "NUM_PER_THREAD" in self.template else 32
 
     @cached_property
     def least_blocksize(self) -> int:
         """Of a matrix product."""
-        return max(32, self.width) if self.on_matrix_unit else 32
+        return max(32, self.width)
 
     @cached_property
     def rows_of_a(self) -> int:
@@ -113,7 +120,9 @@ class Kernel:
     def rows_of_b(self) -> int:
         """Of a matrix product: rows of weights that a work-group takes."""
         if self.on_matrix_unit:
-            return self.number("ROW_GROUPS") * self.number("ROWS")
+            return self.row_groups * self.number("ROWS")
+        if "SPLIT_K" in self.template:  # a row, or more, a lane
+            return self.number("SUBG_SIZE") * self.number("ROWS")
         return self.group_size // self.number("SUBG_SIZE") * self.number("ROWS")
 
     def pack(self, values: Values) -> list[Any]:

@@ -211,8 +211,8 @@ def product_sizes(kernels: list[Kernel]) -> list[tuple[int, int]]:
     for k in kernels:
         rows, per_group = k.number("ROWS"), k.rows_of_b
         ns |= {rows, rows + 1, per_group - 1, per_group, per_group + 1, 2 * per_group + rows - 1}
-        if k.on_matrix_unit:
-            step = width * k.number("STEPS")
+        if "SPLIT_K" in k.template:
+            step = width * (k.number("STEPS") if "STEPS" in k.template else 1)
             turn = step * k.number("SPLIT_K")
             ks |= {step - width, step, step + width, turn - width, turn, turn + width, 2 * turn + step + width}
         if width == 8:

@@ -15,12 +15,29 @@
 #define BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)                                                                                 \
   [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size", "sycl-sub-group-size", 1, \
                                                 GROUP_SIZE, SUBG_SIZE)]] __attribute__((always_inline)) void
+// The same where an Intel GPU's thread shall have REGISTERS registers: 128, or 256 with half as many threads at once. To other
+// devices it says nothing: SYCL would ask them for what they do not know.
+#ifndef BNB_INTEL_GPU
+#define BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE, REGISTERS) BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
+#else
+#define BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE, REGISTERS)                                                              \
+  [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size", "sycl-sub-group-size", \
+                                                "sycl-grf-size", 1, GROUP_SIZE, SUBG_SIZE, REGISTERS)]]                \
+  __attribute__((always_inline)) void
+#endif
 // A kernel whose work-groups are one work-item each.
 #define BNB_KERNEL_OF_ONE                                                                               \
   [[__sycl_detail__::add_ir_attributes_function("sycl-nd-range-kernel", "sycl-work-group-size", 1, 1)]] \
   __attribute__((always_inline)) void
 
+// Bytes of a register of an Intel GPU: 32 before Data Center GPU Max and Arc B.
+#ifndef BNB_REGISTER_BYTES
+#define BNB_REGISTER_BYTES 64
+#endif
+
 namespace bnb {
+
+constexpr bool kNarrowRegisters = BNB_REGISTER_BYTES < 64;
 
 using u8 = unsigned char;
 using u16 = unsigned short;
@@ -99,6 +116,16 @@ BNB_INLINE T shuffle(T value, u32 from) {
 #endif
 }
 
+// What a table of 16, which lies in the lanes and is repeated where there are more, has for code j of a word.
+template <class T>
+BNB_INLINE T look_up(T table, u32 word, int j) {
+#ifdef __NVPTX__
+  return shuffle(table, word >> (8 * (j / 2) + (j % 2 ? 0 : 4)));  // the shuffle takes 5 bits
+#else
+  return shuffle(table, code_of(word, j));
+#endif
+}
+
 template <class T>
 BNB_INLINE T shuffle_xor(T value, u32 mask) {
 #ifdef __NVPTX__
@@ -119,15 +146,15 @@ BNB_INLINE float sub_group_sum(float value) {
   return value;
 }
 
-// values[i] = from[i * 16 + lane], in one message whose address is the sub-group's, not each lane's. For sub-groups of 16 on an
-// Intel device; every lane of the sub-group must arrive here.
-template <int N>
-BNB_INLINE void block_read(const u32* from, u32 (&values)[N]) {
+// values[i] = from[i * 16 + lane], in one message whose address, a multiple of 4, is the sub-group's, not each lane's. For
+// sub-groups of 16 on an Intel device; every lane of the sub-group must arrive here. Word: u32 or u16.
+template <class Word, int N>
+BNB_INLINE void block_read(const Word* from, Word (&values)[N]) {
 #ifdef __NVPTX__
   static_assert(N == 0, "no such message");
 #else
-  using column = u32 __attribute__((ext_vector_type(N)));
-  const auto v = __spirv_SubgroupBlockReadINTEL<column>((const __attribute__((opencl_global)) u32*)from);
+  using column = Word __attribute__((ext_vector_type(N)));
+  const auto v = __spirv_SubgroupBlockReadINTEL<column>((const __attribute__((opencl_global)) Word*)from);
 #pragma unroll
   for (int i = 0; i < N; i++) values[i] = v[i];
 #endif

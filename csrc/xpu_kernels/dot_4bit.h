@@ -160,7 +160,7 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
           float partial[TILE_M] = {};
 #pragma unroll
           for (int j = 0; j < 8; j++) {
-            const float w = shuffle(in_lane, code_of(word[s][r], j));
+            const float w = look_up(in_lane, word[s][r], j);
 #pragma unroll
             for (int i = 0; i < TILE_M; i++) partial[i] += w * x[i][j];
           }

@@ -58,7 +58,7 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
         const auto x = *reinterpret_cast<const pack<float, TILE_M>*>(X + (k + i * 8 + j) * padded_m + m0);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-          const float w = shuffle(in_lane, code_of(words[r][i], j));
+          const float w = look_up(in_lane, words[r][i], j);
 #pragma unroll
           for (int m = 0; m < TILE_M; m++) partial[r][m] += w * x.v[m];
         }
@@ -190,9 +190,142 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
   }
 }
 
+// Columns i * SUBG_SIZE + lane of a row, i < COUNT. LOCAL says that the lanes' addresses may be any; else see block_read.
+template <int SUBG_SIZE, bool LOCAL, class T, int COUNT>
+BNB_INLINE void load_columns(const T* row, float (&x)[COUNT]) {
+  if constexpr (SUBG_SIZE == 16 && !LOCAL) {
+    using Word = word_of<sizeof(T)>;
+    Word words[COUNT];
+    block_read(reinterpret_cast<const Word*>(row), words);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) x[i] = to_float(bits_as<T>(words[i]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) x[i] = to_float((row + i * SUBG_SIZE)[lane_id()]);
+  }
+}
+
+// For GPUs. As in kgemm_4bit_inference a lane owns ROWS rows of B and TILE_M rows of A and looks a weight up once, but A is as it
+// is: a sub-group loads 32 columns of it, and what its lanes hold, each multiplies by: through local memory (LOCAL: written
+// transposed, read four rows at a time), or from the lane that has it, which Intel's vector engines take as an operand. SPLIT_K
+// sub-groups share the rows and take 32 columns of k in turn, so that all of them read a line of B at about the same time; their
+// sums meet in local memory. K and ldb are multiples of 32, B is aligned to 16 bytes, N * ldb is less than 2^34, and rows of A
+// begin at multiples of 4 bytes. The other arguments are those of dot_4bit.
+template <class T, int SUBG_SIZE, int SPLIT_K, int ROWS, int TILE_M, bool LOCAL>
+BNB_KERNEL(SUBG_SIZE* SPLIT_K, SUBG_SIZE)
+kgemm_4bit_inference_along_n(i64 M, i64 N, i64 K, const T* A, const u8* B, const float* absmax, const u8* absmax_8bit,
+                             const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
+                             i32 data_type, T* out, i64 lda, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
+  constexpr int kLoads = 32 / SUBG_SIZE, kStride = TILE_M + 4;  // which keeps the lanes' rows in banks of their own
+  constexpr int kSums = SUBG_SIZE * ROWS * TILE_M, kColumns = LOCAL ? 32 * kStride : 0;
+  static local_memory<float[SPLIT_K * (kSums > kColumns ? kSums : kColumns)]> shared;
+  const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
+  const u32 lane = lane_id();
+  const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
+  const u32 group = group_id(), split = uniform(local_id() / SUBG_SIZE);
+  const u32 row_block = tiles_m == 1 ? group : uniform(group / static_cast<u32>(tiles_m));
+  const i64 m0 = static_cast<i64>(group - row_block * static_cast<u32>(tiles_m)) * TILE_M;
+  const i64 row0 = static_cast<i64>(row_block) * (SUBG_SIZE * ROWS);
+  float* const columns = shared.data + split * kColumns;
+
+  // Past the last row, of A or of B, the last row again: read, and not written.
+  const T* x_row[TILE_M];
+#pragma unroll
+  for (int m = 0; m < TILE_M; m++) x_row[m] = A + (m0 + m < M ? m0 + m : M - 1) * lda;
+  u32 start8[ROWS];  // of a row, in words of eight codes
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    const i64 row = row0 + r * SUBG_SIZE + lane;
+    start8[r] = static_cast<u32>((row < N ? row : N - 1) * ldb >> 3);
+  }
+
+  struct Step {
+    pack<u32, 4> words[ROWS];
+    float scale[ROWS], x[LOCAL ? TILE_M : 1][kLoads];
+  };
+  const auto fetch = [&](Step& step, i64 k) __attribute__((always_inline)) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      const u32 word = start8[r] + static_cast<u32>(k >> 3);
+      step.words[r] = *reinterpret_cast<const pack<u32, 4>*>(reinterpret_cast<const u32*>(B) + word);
+      step.scale[r] = statistics.scale(word >> (shift - 3));
+    }
+    if constexpr (LOCAL) {
+#pragma unroll
+      for (int m = 0; m < TILE_M; m++) load_columns<SUBG_SIZE, LOCAL>(x_row[m] + k, step.x[m]);
+    }
+  };
+
+  float sum[ROWS][TILE_M] = {};
+  i64 k = split * 32;
+  Step step;
+  if (k < K) fetch(step, k);
+  for (; k < K; k += 32 * SPLIT_K) {
+    float held[LOCAL ? 1 : TILE_M][kLoads];
+    if constexpr (LOCAL) {
+      sub_group_barrier();
+#pragma unroll
+      for (int i = 0; i < kLoads; i++) {
+#pragma unroll
+        for (int m = 0; m < TILE_M; m += 4)
+          *reinterpret_cast<pack<float, 4>*>(columns + (i * SUBG_SIZE + lane) * kStride + m) = {step.x[m][i], step.x[m + 1][i],
+                                                                                                step.x[m + 2][i], step.x[m + 3][i]};
+      }
+      sub_group_barrier();
+    } else {
+#pragma unroll
+      for (int m = 0; m < TILE_M; m++) load_columns<SUBG_SIZE, LOCAL>(x_row[m] + k, held[m]);
+    }
+    Step next;
+    if (k + 32 * SPLIT_K < K) fetch(next, k + 32 * SPLIT_K);
+    float partial[ROWS][TILE_M] = {};
+#pragma unroll
+    for (int j = 0; j < 32; j++) {
+      float x[TILE_M];
+#pragma unroll
+      for (int m = 0; m < TILE_M; m += 4) {
+        if constexpr (LOCAL) {
+          const auto four = *reinterpret_cast<const pack<float, 4>*>(columns + j * kStride + m);
+#pragma unroll
+          for (int c = 0; c < 4; c++) x[m + c] = four.v[c];
+        } else {
+#pragma unroll
+          for (int c = 0; c < 4; c++) x[m + c] = shuffle(held[m + c][j / SUBG_SIZE], j % SUBG_SIZE);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        const float w = look_up(in_lane, step.words[r].v[j / 8], j % 8);
+#pragma unroll
+        for (int m = 0; m < TILE_M; m++) partial[r][m] += w * x[m];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+      for (int m = 0; m < TILE_M; m++) sum[r][m] += partial[r][m] * step.scale[r];
+    step = next;
+  }
+
+  barrier();  // the columns were where the sums go
+  float* const sums = shared.data;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int m = 0; m < TILE_M; m++) sums[split * kSums + (m * ROWS + r) * SUBG_SIZE + lane] = sum[r][m];
+  barrier();
+  for (u32 e = split * SUBG_SIZE + lane; e < kSums; e += SPLIT_K * SUBG_SIZE) {
+    float total = 0;
+#pragma unroll
+    for (int j = 0; j < SPLIT_K; j++) total += sums[j * kSums + e];
+    const i64 row = row0 + e % (SUBG_SIZE * ROWS), m = m0 + e / (SUBG_SIZE * ROWS);
+    if (row < N && m < M) out[m * ldc + row] = from_float<T>(bias ? total + to_float(bias[row]) : total);
+  }
+}
+
 // The same for any K and any pointer, with A as it is: its lanes share k, see dot_4bit.h.
 template <class T, int GROUP_SIZE, int NUM_PER_THREAD, int SUBG_SIZE, int ROWS, int STEPS, int TILE_M>
-BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
+BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE, kNarrowRegisters ? 256 : 128)
 kgemm_4bit_inference_along_k(i64 M, i64 N, i64 K, const T* A, const u8* B, const float* absmax, const u8* absmax_8bit,
                              const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
                              i32 data_type, T* out, i64 lda, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {

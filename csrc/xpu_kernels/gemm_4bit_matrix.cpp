@@ -12,7 +12,7 @@ namespace bnb {
 // A step is 8 * WORDS * kShare codes of a row; K, ldb are multiples of it and no block is smaller. lda is a multiple of 8,
 // A is aligned to 8 elements, B to 4 * min(WORDS, 4) bytes, N * ldb is less than 2^34. The rest as in dot_4bit.
 template <class T, int SUBG_SIZE, int SPLIT_K, int ROW_GROUPS, int ROWS, int STEPS, int TILE_M, int WORDS>
-BNB_KERNEL(SUBG_SIZE * SPLIT_K * ROW_GROUPS, SUBG_SIZE)
+BNB_KERNEL_WITH(SUBG_SIZE * SPLIT_K * ROW_GROUPS, SUBG_SIZE, TILE_M > 8 ? 256 : 128)
 kgemm_4bit_inference_matrix(i64 M, i64 N, i64 K, const T* A, const u8* B, const float* absmax, const u8* absmax_8bit,
                             const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
                             i32 data_type, T* out, i64 lda, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {

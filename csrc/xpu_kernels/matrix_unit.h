@@ -24,14 +24,6 @@ struct Factors {
   u32 high, low;
 };
 
-BNB_INLINE u32 look_up(u32 table, u32 word, int j) {
-#ifdef __NVPTX__
-  return shuffle(table, word >> (8 * (j / 2) + (j % 2 ? 0 : 4)));  // lanes repeat the table; the shuffle takes 5 bits
-#else
-  return shuffle(table, code_of(word, j));
-#endif
-}
-
 BNB_INLINE Factors look_up_two(u32 table, u32 word0, int j0, u32 word1, int j1) {
   const u32 a = look_up(table, word0, j0), b = look_up(table, word1, j1);
   return {(a & 0xffff) | b << 16, a >> 16 | (b & 0xffff0000u)};

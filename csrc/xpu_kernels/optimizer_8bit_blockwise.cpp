@@ -350,7 +350,7 @@ BNB_INLINE void for_blocks(i64 n, i32 wide, Update&& update, Code&& code, Done&&
 
 // absmax3 and the codes behind state1's n are ADEMAMIX's second row of state1.
 template <class T, int OPTIMIZER, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE>
-BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
+BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE, kNarrowRegisters || OPTIMIZER == ADEMAMIX ? 256 : 128)
 kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, const float* quantiles1, const float* quantiles2,
                                     float* absmax1, float* absmax2, float* absmax3, float beta1, float beta2, float beta3,
                                     float alpha, float eps, float weight_decay, float correction1, float correction2, float lr,
@@ -402,7 +402,7 @@ kOptimizerStatic8bit2StateBlockwise(T* p, const T* g, u8* state1, u8* state2, co
 }
 
 template <class T, int OPTIMIZER, int TILE_SIZE, int NUM_PER_TH, int GROUP_SIZE, int SUBG_SIZE>
-BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
+BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE, kNarrowRegisters ? 256 : 128)
 kOptimizerStatic8bit1StateBlockwise(T* p, const T* g, u8* state1, const float* quantiles1, float* absmax1, float beta1, float beta2,
                                     float eps, float weight_decay, i32 first, float lr, float gnorm_scale, i32 skip_zeros, i32 wide,
                                     i64 n) {

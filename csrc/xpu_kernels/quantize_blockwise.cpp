@@ -146,7 +146,7 @@ BNB_INLINE void load2(const float* p, u32 lane, float& x0, float& x1) {
 //      TILE_SIZE is greater than 1; a work-group takes GROUP_SIZE / shift blocks, whatever their size.
 // `vectorised` says that A and out are aligned to what a lane moves. `code` is read for General8bit alone.
 template <class T, int TILE_SIZE, int NUM_PER_TH, int DATA_TYPE, int GROUP_SIZE, int SUBG_SIZE>
-BNB_KERNEL(GROUP_SIZE, SUBG_SIZE)
+BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE, DATA_TYPE == General8bit && NUM_PER_TH > 1 ? 256 : 128)
 kQuantizeBlockwise(const float* code, const T* A, float* absmax, u8* out, i64 blocksize, i32 shift, i32 vectorised, i64 n) {
   constexpr bool kPacked = DATA_TYPE != General8bit;
   constexpr int kSubGroups = GROUP_SIZE / SUBG_SIZE;

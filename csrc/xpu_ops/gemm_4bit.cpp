@@ -78,7 +78,7 @@ bool fits_tiles(const Product<T>& p) {
 constexpr DotShape along_k_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 4};
   if (kind == Kind::cpu) return {64, 2, 4, 1, 4};  // where scratch is missing
-  return DotShape{128, 8, path == kMany ? 4 : kind == Kind::gpu16 ? 2 : 1, 2, 4};  // as gemv_shape
+  return DotShape{128, 8, path == kMany ? 4 : sub_group_size(kind) == 16 ? 2 : 1, 2, 4};  // as gemv_shape
 }
 
 template <class T>
@@ -92,6 +92,53 @@ const Kernel& along_k_kernel(Kind kind, Path path) {
                                     s.rows, s.steps, s.tile_m)};
   }, "gemm_4bit", kPaths.size());
   return table.at(kind, path);
+}
+
+// ---- lanes along N, on GPUs ------------------------------------------------------------------------------------------
+// Sub-groups that share rows of B and k, rows of B that a lane owns, rows of A of a work-group, and whether the lanes' activations
+// meet in local memory.
+struct AlongNShape {
+  int split_k, rows, tile_m;
+  bool local;
+};
+
+// Up to 4 rows of A, up to 8, up to 16, more.
+constexpr int along_n_path(int64_t m) { return m <= 4 ? 0 : m <= 8 ? 1 : m <= 16 ? 2 : 3; }
+constexpr size_t kAlongNPaths = 4;
+constexpr AlongNShape along_n_shape(Kind kind, int path) {
+  constexpr AlongNShape measured[] = {{8, 1, 4, true}, {8, 1, 8, true}, {8, 2, 8, true}, {4, 2, 16, true}};
+  if (kind == Kind::mma32) return measured[path];
+  // Intel's vector engines take a value of another lane as an operand; narrow registers do not hold the sums of 16 rows.
+  constexpr int tile_m[] = {4, 8, 16, 16};
+  return {8, 1, kind == Kind::xmx16 ? tile_m[path] : std::min(tile_m[path], 8), false};
+}
+
+template <class T>
+const Kernel& along_n_kernel(Kind kind, int path) {
+  static const KernelTable table([](Kind k, int p) {
+    if (k == Kind::cpu) return KernelName{};
+    const AlongNShape s = along_n_shape(k, p);
+    return KernelName{family_of<T>("/along_n"), instantiation("bnb::kgemm_4bit_inference_along_n", type_name<T>, sub_group_size(k),
+                                                              s.split_k, s.rows, s.tile_m, s.local ? "true" : "false")};
+  }, "gemm_4bit", kAlongNPaths);
+  return table.at(kind, path);
+}
+
+template <class T>
+bool fits_along_n(const Product<T>& p) {
+  return p.k > 0 && p.k % 32 == 0 && p.ldb % 32 == 0 && aligned(p.B, 16) && p.n * p.ldb < k32BitWords && aligned(p.A, 4) &&
+         p.lda * sizeof(T) % 4 == 0;
+}
+
+template <class T>
+void launch_along_n(const Product<T>& p, Kind kind, sycl::queue* queue) {
+  const int path = along_n_path(p.m);
+  const AlongNShape s = along_n_shape(kind, path);
+  const int64_t lanes = sub_group_size(kind), rows = lanes * s.rows, tiles_m = (p.m + s.tile_m - 1) / s.tile_m;
+  along_n_kernel<T>(kind, path)
+      .submit(*queue, tiles_m * ((p.n + rows - 1) / rows), lanes * s.split_k, p.m, p.n, p.k, p.A, p.B, p.statistics.absmax,
+              p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset, p.bias, p.datatype,
+              static_cast<int32_t>(p.data_type), p.out, p.lda, p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
 }
 
 // ---- AVX512-BF16 on CPU devices: bfloat16 pairs, rows of A in the lanes --------------------------------------------------
@@ -218,6 +265,7 @@ void gemm_4bit_inference(int64_t m, int64_t n, int64_t k, const T* A, const uint
   if constexpr (sizeof(T) == 2) {
     if (has_matrix_unit(kind) && fits_matrix(p, kind)) return launch_matrix(p, kind, queue);
   }
+  if (kind != Kind::cpu && fits_along_n(p)) return launch_along_n(p, kind, queue);
   if (kind != Kind::cpu || !scratch) return launch_dot(p, queue, along_k_shape, along_k_kernel<T>);
   for (int64_t row = 0; row < m; row += kPackedRows) {
     Product<T> part = p;
@@ -233,6 +281,7 @@ static void register_kernels() {
   widen_kernel<T>(Kind::cpu);
   tile_kernel<T>(Kind::cpu, 0);
   along_k_kernel<T>(Kind::cpu, kAny);
+  along_n_kernel<T>(Kind::gpu16, 0);
   if constexpr (sizeof(T) == 2) matrix_kernel<T>(Kind::xmx16, 0);
   if constexpr (std::is_same_v<T, bfloat16>) {
     if (has_pairs(Kind::cpu)) {

@@ -8,7 +8,7 @@ constexpr DotShape gemv_shape(Kind kind, Path path) {
   if (path == kAny) return {64, 1, 4, 1, 1};
   if (kind == Kind::cpu) return {64, 2, 8, 1, 1};
   // Two rows share what loading and widening the activations costs an Intel GPU; one measured as well with sub-groups of 32.
-  return DotShape{128, 8, path == kMany ? 4 : kind == Kind::gpu16 ? 2 : 1, 4, 1};
+  return DotShape{128, 8, path == kMany ? 4 : sub_group_size(kind) == 16 ? 2 : 1, 4, 1};
 }
 
 template <class T>

@@ -207,8 +207,12 @@ sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& d
   // Its compiler takes fmaf for a function that sets errno, and would leave a call of it: a GPU has none.
   options.push_back("-fno-math-errno");
 #endif
-  // A CPU device that counts as a GPU with XMX has no such instruction: there the kernels emulate it.
-  if (device.kind == Kind::xmx16 && device.device.is_gpu()) options.push_back("-DBNB_XMX");
+  // A CPU device that counts as a GPU has no XMX, which the kernels emulate there, and no sizes of a register file.
+  if (device.device.is_gpu()) {
+    if (device.kind == Kind::xmx16) options.push_back("-DBNB_XMX");
+    if (sub_group_size(device.kind) == 16) options.push_back("-DBNB_INTEL_GPU");
+    if (device.kind == Kind::gpu16) options.push_back("-DBNB_REGISTER_BYTES=32");
+  }
   return syclex::build(bundle, {device.device},
                        syclex::properties{syclex::build_options{options}, syclex::registered_names{names}});
 }
