@@ -12,21 +12,6 @@
 namespace bnb::cpu {
 namespace {
 
-struct Name {
-  const char* name;
-  Isa isa;
-  const char* has;  // for people
-};
-// What BNB_INTEL_ISA can say. AVX-VNNI comes with avx2, on CPUs that have it.
-constexpr Name kNames[] = {
-    {"scalar", Isa::scalar, "x86-64"},
-    {"avx2", Isa::avx2, "AVX2, FMA, F16C"},
-    {"avx512", Isa::avx512, "AVX512F/BW/DQ/VL"},
-    {"avx512_vnni", Isa::avx512_vnni, "AVX512-VNNI"},
-    {"avx512_bf16", Isa::avx512_bf16, "AVX512-BF16"},
-    {"amx", Isa::amx, "AMX, AVX512-FP16"},
-};
-
 constexpr uint32_t bit(Isa isa) { return 1u << static_cast<int>(isa); }
 
 uint64_t xcr0() {
@@ -172,7 +157,7 @@ half from_float<half>(float x) {
 BNB_EXPORT const char* bnb_cpu_isas() {
   static const std::string text = [] {
     std::string all;
-    for (const auto& known : bnb::cpu::kNames)
+    for (const auto& known : bnb::kIsaNames)
       if (bnb::cpu::detected() & bnb::cpu::bit(known.isa)) all += std::string(known.name) + "\t" + known.has + "\n";
     return all;
   }();
@@ -184,14 +169,14 @@ BNB_EXPORT int bnb_cpu_force_isa(const char* name, char* message, size_t message
   using namespace bnb::cpu;
   return guarded(message, message_size, [&] {
     if (!*name) return forced.store(0);
-    for (const auto& known : kNames) {
+    for (const auto& known : bnb::kIsaNames) {
       if (std::strcmp(known.name, name) || !(detected() & bit(known.isa))) continue;
       const uint32_t up_to = (bit(known.isa) << 1) - 1;
-      const uint32_t with_vnni = known.isa == Isa::avx2 ? bit(Isa::avx_vnni) : 0;
+      const uint32_t with_vnni = known.isa == bnb::Isa::avx2 ? bit(bnb::Isa::avx_vnni) : 0;
       return forced.store(detected() & (up_to | with_vnni));
     }
     std::string has;
-    for (const auto& known : kNames)
+    for (const auto& known : bnb::kIsaNames)
       if (detected() & bit(known.isa)) has += (has.empty() ? "" : ", ") + std::string(known.name);
     throw std::invalid_argument(std::string("the instruction set must be one that this CPU has (") + has + "), got '" + name + "'");
   });
@@ -203,10 +188,10 @@ BNB_EXPORT const char* bnb_cpu_kernels() {
   thread_local std::string text;
   text.clear();
   for (const SlotBase* slot = slots; slot; slot = slot->next)
-    for (int isa = kIsas; isa-- > 0;)
+    for (int isa = bnb::kIsas; isa-- > 0;)
       if (slot->present[isa] && usable() >> isa & 1) {
         const char* name = "avx_vnni";
-        for (const auto& known : kNames)
+        for (const auto& known : bnb::kIsaNames)
           if (static_cast<int>(known.isa) == isa) name = known.name;
         text += std::string(slot->stem) + "\t" + name + "\n";
         break;

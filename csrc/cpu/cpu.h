@@ -16,16 +16,13 @@
 #include <string>
 
 #include "../codebook.h"
+#include "../isa.h"
 #include "../xpu_ops/xpu_ops.h"
 #include "threads.h"
 
 namespace bnb::cpu {
 
 // ---- instruction sets -----------------------------------------------------------------------------------------------
-// In the order in which they are preferred; each takes in those above it, but for AVX-VNNI, which belongs to AVX2.
-enum class Isa { scalar, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx };
-constexpr int kIsas = 7;
-
 #define BNB_ISA_END _Pragma("GCC pop_options")
 #define BNB_AVX2_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt\")")
 #define BNB_AVX_VNNI_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avxvnni\")")

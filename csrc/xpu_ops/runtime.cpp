@@ -19,6 +19,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "../isa.h"
 #include "xpu_sources.h"  // made by setup.py from csrc/xpu_kernels: kSources, {stem, text}
 
 namespace bnb {
@@ -33,21 +34,22 @@ const char* name_of(Kind kind) {
 namespace {
 
 // Whether BNB_INTEL_ISA, which Python checks, lets CPU kernels go as far as this instruction set.
-bool allows(const char* isa) {
-  constexpr const char* names[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"};
-  const auto rank = [&](const std::string& name) { return std::find(std::begin(names), std::end(names), name); };
+bool allows(Isa isa) {
   const char* const most = std::getenv("BNB_INTEL_ISA");
-  return !most || !*most || rank(most) >= rank(isa);
+  if (!most || !*most) return true;
+  for (const IsaName& known : kIsaNames)
+    if (!std::strcmp(known.name, most)) return known.isa >= isa;
+  return true;
 }
 
 }  // namespace
 
 bool cpu_has_vnni() {
-  static const bool has = __builtin_cpu_supports("avx512vnni") && allows("avx512_vnni");
+  static const bool has = __builtin_cpu_supports("avx512vnni") && allows(Isa::avx512_vnni);
   return has;
 }
 bool cpu_has_bf16() {
-  static const bool has = __builtin_cpu_supports("avx512bf16") && allows("avx512_bf16");
+  static const bool has = __builtin_cpu_supports("avx512bf16") && allows(Isa::avx512_bf16);
   return has;
 }
 
