@@ -305,12 +305,15 @@ def ways_of(template: dict[str, str | int], function: str, blocks: list[Block], 
         steps = number("STEPS")
         weights, expected = 8 * rows * steps, 9 * rows * steps
         loads = rows * steps + rows + steps * tile_m * (2 if fp32 else 1)
-    else:
-        return []
+    else:  # any K: a code a lane
+        weights = expected = rows
+        loads = 5 * rows + tile_m  # a code, and a scale both ways, plain and nested
     found = [way for way in loops(blocks, target) if look_ups(way)]
     if not found:
         return []
     way = max(found, key=look_ups)
+    if number("NUM_PER_THREAD") == 1 and "SPLIT_K" not in template:  # each load has a branch of its own, for the last k
+        way = blocks[way[0].index : way[-1].index + 1]
     times = max(1, round(look_ups(way) / expected))  # the compiler may have unrolled further
     return [measure("loop", way, lanes * weights * times, loads * times, target)]
 
@@ -586,10 +589,11 @@ def markdown(machines: Sequence[Machine]) -> str:
         table = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
         parts.append(f"### {TARGETS[device].title}")
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in table))
-        parts.append(
-            f"The other {len(others)} kernels spill {sum(m.spill for m in others)} bytes "
-            f"and have {sum(m.private for m in others)} bytes of private memory."
-        )
+        if others:
+            parts.append(
+                f"The other {len(others)} kernels spill {sum(m.spill for m in others)} bytes "
+                f"and have {sum(m.private for m in others)} bytes of private memory."
+            )
     return "\n\n".join(parts) + "\n"
 
 
