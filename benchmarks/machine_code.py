@@ -502,6 +502,8 @@ def analyse(devices: Sequence[str] = tuple(TARGETS), jobs: int | None = None) ->
         work = []
         for number, (source, kernels, options, able) in enumerate(sources()):
             order += kernels
+            if not able.intersection(devices):
+                continue
             for part, image in enumerate(sycl_jit.compile_sycl(source, list(kernels), sycl_jit.Format.SPIRV, options)):
                 for device in sorted(able.intersection(devices)):
                     place = Path(folder) / f"{number}.{part}.{device}"

@@ -108,10 +108,7 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
             n += wide
             note(name, dtype, f"{m=} {n=} {k=}", f"{blocksize=}", quant_type, "nested, bias" if extras else "", place)
             w = Weight.random(n, k, blocksize=blocksize, quant_type=quant_type, nested=extras, seed=k)
-            # In turn as torch allocates it, and 4 bytes further: what is aligned to more has kernels of its own.
-            skipped = 4 // dtype.itemsize if count % 4 == 3 else 0
             A = torch.randn(m, k, generator=generator(n)).to(dtype)
-            before = torch.full((skipped,), torch.nan, dtype=dtype)
             bias = torch.randn(n, generator=generator(k)).to(dtype) if extras else None
             with guarded.arena(place) as memory:
                 out = memory.out(m * n, dtype)
@@ -120,9 +117,13 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
                 datatype = None if extras else memory.hold(reference.codebook(quant_type))
                 floats = kernels.scratch_bytes(m, k) // 4
                 scratch = memory.out(floats, torch.float32) if floats and count % 3 else None
-                a = memory.hold(torch.cat([before, A.view(-1)])) + skipped * dtype.itemsize
+                # In turn as torch allocates them, and 4 bytes further: what is aligned to more has kernels of its own.
+                a, b = (
+                    memory.hold(torch.cat([x.new_zeros(4 // x.itemsize), x.view(-1)])) + 4 if moved else memory.hold(x)
+                    for x, moved in ((A, count % 4 == 3), (w.packed, count % 8 == 5))
+                )
                 kernels.product(
-                    name, dtype, m, n, k, a, memory.hold(w.packed), statistics, datatype, quant_type,
+                    name, dtype, m, n, k, a, b, statistics, datatype, quant_type,
                     out.address, blocksize, memory.hold(bias), scratch.address if scratch else None,
                 )  # fmt: skip
                 assert out.canary_is_alive(), "bytes outside the result were written"

@@ -64,14 +64,20 @@ for dtype, k, lda in ((half, 40, 40), (bfloat16, 33, 33), (half, 64, 65), (torch
     w = Weight.random(5, k, blocksize=32)
     A = torch.randn(3, k, generator=generator(k)).to(dtype)
     check_product(gemm(kernels, A, w, lda=lda), A, w.exact())
+assert not any(ran(kernels, f"gemm_4bit/{dtype}/along_n") for dtype in ("float16", "bfloat16"))
+for dtype, m, k, lda in ((half, 3, 64, 66), (bfloat16, 9, 320, 330), (torch.float32, 5, 96, 99)):
+    w = Weight.random(37, k, blocksize=32, seed=m)
+    A = torch.randn(m, k, generator=generator(k)).to(dtype)
+    check_product(gemm(kernels, A, w, lda=lda, ldc=45), A, w.exact())
+assert all(ran(kernels, f"gemm_4bit/{dtype}/along_n") for dtype in ("float16", "bfloat16", "float32"))
 assert not ran(kernels, "gemm_4bit_matrix/float16") and not ran(kernels, "gemm_4bit_matrix/bfloat16")
 """)
 
 
 def test_infinities(on_unit):
-    """A weight goes in as two numbers of either sign: their products with infinity must not meet."""
+    """A weight goes in as two numbers of either sign: their products with infinity must not meet. float32: as one."""
     on_unit("""
-for dtype in (torch.float16, torch.bfloat16):
+for dtype in (torch.float16, torch.bfloat16, torch.float32):
     k = 128
     w = Weight.random(32, k)
     A = torch.randn(10, k, generator=generator(1)).to(dtype)

@@ -24,6 +24,12 @@ struct Statistics {
   }
 };
 
+// The value of the 4-bit type's code `lane & 15`: of a table of 16, or of data_type's where that is null.
+BNB_INLINE float value_of_lane(const float* datatype, i32 data_type) {
+  const u32 code = lane_id() & 15;
+  return datatype ? datatype[code] : data_type == NF4 ? kNF4[code] : kFP4[code];
+}
+
 // Two neighbouring activations a lane, 2 * 16 a sub-group of 16.
 BNB_INLINE void load_pair(const half* p, u32 lane, float& x0, float& x1) {
   const u32 both = reinterpret_cast<const u32*>(p)[lane];
@@ -80,7 +86,7 @@ BNB_INLINE void dot_4bit(i64 M, i64 N, i64 K, const T* A, const u8* B, const Sta
   constexpr int kSpan = SUBG_SIZE * NUM_PER_THREAD;
   constexpr int kRowsPerGroup = GROUP_SIZE / SUBG_SIZE * ROWS;
   const u32 lane = lane_id();
-  const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
+  const float in_lane = value_of_lane(datatype, data_type);
   // The same in all lanes. A GPU's compiler has to be told so: a division or a sub-group's id would otherwise spread a
   // vector of 64-bit numbers over the whole kernel. A CPU's finds out, unless it is told by a shuffle.
   i64 row_group = group_id(), sub_group = sub_group_id();

@@ -32,7 +32,7 @@ kgemm_4bit_inference(i64 M, i64 N, i64 K, const float* X, const u8* B, const flo
                      T* out, i64 padded_m, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const u32 lane = lane_id();
-  const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
+  const float in_lane = value_of_lane(datatype, data_type);
   const i64 row_group = tiles_m == 1 ? group_id() : group_id() / tiles_m;
   const i64 m0 = (group_id() - row_group * tiles_m) * TILE_M;
   const i64 row0 = (row_group * ROW_GROUPS + sub_group_id()) * (SUBG_SIZE * ROWS);
@@ -104,7 +104,7 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
   float* const total = sums.data;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const u32 lane = lane_id(), nibble = lane & 1 ? 0 : 4;
-  const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
+  const float in_lane = value_of_lane(datatype, data_type);
   const i64 row_group = tiles_m == 1 ? group_id() : group_id() / tiles_m;
   const i64 m0 = (group_id() - row_group * tiles_m) * kTile;
   const i64 row0 = row_group * GROUP_ROWS;
@@ -190,7 +190,7 @@ kgemm_4bit_inference_along_m(i64 M, i64 N, i64 K, const float* X, const u8* B, c
   }
 }
 
-// Columns i * SUBG_SIZE + lane of a row, i < COUNT. LOCAL says that the lanes' addresses may be any; else see block_read.
+// Columns i * SUBG_SIZE + lane of a row, i < COUNT: by a message of the sub-group's where it has 16 lanes and is not LOCAL.
 template <int SUBG_SIZE, bool LOCAL, class T, int COUNT>
 BNB_INLINE void load_columns(const T* row, float (&x)[COUNT]) {
   if constexpr (SUBG_SIZE == 16 && !LOCAL) {
@@ -218,10 +218,10 @@ kgemm_4bit_inference_along_n(i64 M, i64 N, i64 K, const T* A, const u8* B, const
                              i32 data_type, T* out, i64 lda, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
   constexpr int kLoads = 32 / SUBG_SIZE, kStride = TILE_M + 4;  // which keeps the lanes' rows in banks of their own
   constexpr int kSums = SUBG_SIZE * ROWS * TILE_M, kColumns = LOCAL ? 32 * kStride : 0;
-  static local_memory<float[SPLIT_K * (kSums > kColumns ? kSums : kColumns)]> shared;
+  alignas(16) static local_memory<float[SPLIT_K * (kSums > kColumns ? kSums : kColumns)]> shared;
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const u32 lane = lane_id();
-  const float in_lane = datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15];
+  const float in_lane = value_of_lane(datatype, data_type);
   const u32 group = group_id(), split = uniform(local_id() / SUBG_SIZE);
   const u32 row_block = tiles_m == 1 ? group : uniform(group / static_cast<u32>(tiles_m));
   const i64 m0 = static_cast<i64>(group - row_block * static_cast<u32>(tiles_m)) * TILE_M;
@@ -307,7 +307,7 @@ kgemm_4bit_inference_along_n(i64 M, i64 N, i64 K, const T* A, const u8* B, const
     step = next;
   }
 
-  barrier();  // the columns were where the sums go
+  if constexpr (LOCAL) barrier();  // the columns were where the sums go
   float* const sums = shared.data;
 #pragma unroll
   for (int r = 0; r < ROWS; r++)

@@ -25,7 +25,7 @@ kgemm_4bit_inference_matrix(i64 M, i64 N, i64 K, const T* A, const u8* B, const 
 
   const Statistics statistics{absmax, absmax_8bit, absmax_code, absmax_offset};
   const u32 lane = lane_id();
-  const u32 table = high_and_low<T>(datatype ? datatype[lane & 15] : data_type == NF4 ? kNF4[lane & 15] : kFP4[lane & 15]);
+  const u32 table = high_and_low<T>(value_of_lane(datatype, data_type));
   const u32 group = group_id(), sub_group = uniform(local_id() / SUBG_SIZE);
   const u32 split = sub_group % SPLIT_K, row_group = sub_group / SPLIT_K;
   const u32 row_block = tiles_m == 1 ? group : uniform(group / static_cast<u32>(tiles_m));

@@ -47,11 +47,19 @@ inline int32_t block_shift(int64_t blocksize) {
   return shift;
 }
 
+// Submits a kernel of these operands, whose work-groups take a tile of A's rows, of tiles_m, each.
+template <class T>
+void submit_product(const Kernel& kernel, sycl::queue* queue, int64_t groups, int64_t group_size, const Product<T>& p,
+                    int64_t tiles_m) {
+  kernel.submit(*queue, groups, group_size, p.m, p.n, p.k, p.A, p.B, p.statistics.absmax, p.statistics.absmax_8bit,
+                p.statistics.absmax_code, p.statistics.absmax_offset, p.bias, p.datatype, static_cast<int32_t>(p.data_type), p.out,
+                p.lda, p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
+}
+
 // Submits the kernel that `kernel(kind, path)` gives, in the shape that `shape_of(kind, path)` gives.
 template <class T, class ShapeOf, class KernelOf>
 void launch_dot(const Product<T>& p, sycl::queue* queue, ShapeOf&& shape_of, KernelOf&& kernel) {
   if (p.m <= 0 || p.n <= 0) return;
-  const int32_t shift = block_shift(p.blocksize);
   const Device& device = device_of(*queue);
   const int64_t lanes = sub_group_size(device.kind);
   const auto tiles = [&](const DotShape& s) { return (p.m + s.tile_m - 1) / s.tile_m; };
@@ -63,10 +71,8 @@ void launch_dot(const Product<T>& p, sycl::queue* queue, ShapeOf&& shape_of, Ker
   }
   const DotShape shape = shape_of(device.kind, path);
   const int64_t rows_per_group = shape.group / lanes * shape.rows;
-  kernel(device.kind, path)
-      .submit(*queue, tiles(shape) * ((p.n + rows_per_group - 1) / rows_per_group), shape.group, p.m, p.n, p.k, p.A, p.B,
-              p.statistics.absmax, p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset, p.bias,
-              p.datatype, static_cast<int32_t>(p.data_type), p.out, p.lda, p.ldb, p.ldc, tiles(shape), shift);
+  submit_product(kernel(device.kind, path), queue, tiles(shape) * ((p.n + rows_per_group - 1) / rows_per_group), shape.group, p,
+                 tiles(shape));
 }
 
 }  // namespace bnb

@@ -23,8 +23,7 @@ constexpr int tile_of(int64_t m) {
   return tile;
 }
 
-// Sub-groups of a work-group, and rows of B that a lane owns. On GPUs the lanes along k measured faster for as many rows as
-// are worth a kernel here.
+// Sub-groups of a work-group, and rows of B that a lane owns.
 struct TileShape {
   int row_groups, rows;
 };
@@ -124,10 +123,15 @@ const Kernel& along_n_kernel(Kind kind, int path) {
   return table.at(kind, path);
 }
 
+// Whether rows of B go by loads of so many bytes, from a multiple of as many, and by words that 32 bits count.
+template <class T>
+bool fits_loads(const Product<T>& p, size_t bytes) {
+  return aligned(p.B, bytes) && p.k % 32 == 0 && p.k > 0 && p.ldb % 32 == 0 && p.n * p.ldb < k32BitWords;
+}
+
 template <class T>
 bool fits_along_n(const Product<T>& p) {
-  return p.k > 0 && p.k % 32 == 0 && p.ldb % 32 == 0 && aligned(p.B, 16) && p.n * p.ldb < k32BitWords && aligned(p.A, 4) &&
-         p.lda * sizeof(T) % 4 == 0;
+  return fits_loads(p, 16) && aligned(p.A, 4) && p.lda * sizeof(T) % 4 == 0;
 }
 
 template <class T>
@@ -135,10 +139,7 @@ void launch_along_n(const Product<T>& p, Kind kind, sycl::queue* queue) {
   const int path = along_n_path(p.m);
   const AlongNShape s = along_n_shape(kind, path);
   const int64_t lanes = sub_group_size(kind), rows = lanes * s.rows, tiles_m = (p.m + s.tile_m - 1) / s.tile_m;
-  along_n_kernel<T>(kind, path)
-      .submit(*queue, tiles_m * ((p.n + rows - 1) / rows), lanes * s.split_k, p.m, p.n, p.k, p.A, p.B, p.statistics.absmax,
-              p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset, p.bias, p.datatype,
-              static_cast<int32_t>(p.data_type), p.out, p.lda, p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
+  submit_product(along_n_kernel<T>(kind, path), queue, tiles_m * ((p.n + rows - 1) / rows), lanes * s.split_k, p, tiles_m);
 }
 
 // ---- AVX512-BF16 on CPU devices: bfloat16 pairs, rows of A in the lanes --------------------------------------------------
@@ -214,8 +215,7 @@ const Kernel& matrix_kernel(Kind kind, int path) {
 
 template <class T>
 bool fits_matrix(const Product<T>& p, Kind kind) {
-  return aligned(p.B, kind == Kind::xmx16 ? 16 : 8) && p.k % 32 == 0 && p.k > 0 && p.ldb % 32 == 0 && p.lda % 8 == 0 &&
-         aligned(p.A, 8 * sizeof(T)) && p.n * p.ldb < k32BitWords;
+  return fits_loads(p, kind == Kind::xmx16 ? 16 : 8) && p.lda % 8 == 0 && aligned(p.A, 8 * sizeof(T));
 }
 
 template <class T>
@@ -225,10 +225,7 @@ void launch_matrix(const Product<T>& p, Kind kind, sycl::queue* queue) {
   const MatrixShape s = matrix_shape(kind, path);
   const int64_t tiles_m = (p.m + s.tile_m - 1) / s.tile_m, rows = int64_t{s.row_groups} * s.rows;
   const int group = sub_group_size(kind) * s.split_k * s.row_groups;
-  matrix_kernel<T>(kind, path)
-      .submit(*queue, tiles_m * ((p.n + rows - 1) / rows), group, p.m, p.n, p.k, p.A, p.B, p.statistics.absmax,
-              p.statistics.absmax_8bit, p.statistics.absmax_code, p.statistics.absmax_offset, p.bias, p.datatype,
-              static_cast<int32_t>(p.data_type), p.out, p.lda, p.ldb, p.ldc, tiles_m, block_shift(p.blocksize));
+  submit_product(matrix_kernel<T>(kind, path), queue, tiles_m * ((p.n + rows - 1) / rows), group, p, tiles_m);
 }
 
 // Kernels of CPU devices, for which A is packed into the scratch.

@@ -197,11 +197,7 @@ std::string opencl_binaries(const std::vector<sycl::kernel>& kernels, const std:
   return writer.take();
 }
 
-sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& device, const std::vector<const Kernel*>& members) {
-  std::vector<std::string> names;
-  for (const Kernel* kernel : members) names.push_back(kernel->name);
-  auto bundle =
-      syclex::create_kernel_bundle_from_source(device.context, syclex::source_language::sycl, source_of(members[0]->stem));
+std::vector<std::string> build_options(Kind kind, bool is_gpu) {
   // Our kernels need no device library; libsycl 8 looks for one, in files that its package on PyPI lacks.
   std::vector<std::string> options;
 #if __LIBSYCL_MAJOR_VERSION < 9
@@ -210,13 +206,21 @@ sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& d
   options.push_back("-fno-math-errno");
 #endif
   // A CPU device that counts as a GPU has no XMX, which the kernels emulate there, and no sizes of a register file.
-  if (device.device.is_gpu()) {
-    if (device.kind == Kind::xmx16) options.push_back("-DBNB_XMX");
-    if (sub_group_size(device.kind) == 16) options.push_back("-DBNB_INTEL_GPU");
-    if (device.kind == Kind::gpu16) options.push_back("-DBNB_REGISTER_BYTES=32");
+  if (is_gpu) {
+    if (kind == Kind::xmx16) options.push_back("-DBNB_XMX");
+    if (sub_group_size(kind) == 16) options.push_back("-DBNB_INTEL_GPU");
+    if (kind == Kind::gpu16) options.push_back("-DBNB_REGISTER_BYTES=32");
   }
+  return options;
+}
+
+sycl::kernel_bundle<sycl::bundle_state::executable> build_source(const Device& device, const std::vector<const Kernel*>& members) {
+  std::vector<std::string> names;
+  for (const Kernel* kernel : members) names.push_back(kernel->name);
+  auto bundle =
+      syclex::create_kernel_bundle_from_source(device.context, syclex::source_language::sycl, source_of(members[0]->stem));
   return syclex::build(bundle, {device.device},
-                       syclex::properties{syclex::build_options{options}, syclex::registered_names{names}});
+                       syclex::properties{syclex::build_options{device.options}, syclex::registered_names{names}});
 }
 
 std::vector<std::string> images_of(const sycl::kernel_bundle<sycl::bundle_state::executable>& bundle) {
@@ -379,8 +383,10 @@ struct Runtime {
                 << backend.str() << '\n'
                 << name << '\n'
                 << device.get_info<sycl::info::device::version>() << '\n'
-                << device.get_info<sycl::info::device::driver_version>();
-    devices[index].reset(new Device{index, kind, queue.get_context(), device, lanes, description.str()});
+                << device.get_info<sycl::info::device::driver_version>() << '\n';
+    const std::vector<std::string> options = build_options(kind, device.is_gpu());
+    for (const auto& option : options) description << option << ' ';
+    devices[index].reset(new Device{index, kind, queue.get_context(), device, lanes, options, description.str()});
     count.store(index + 1, std::memory_order_release);
     return *devices[index];
   }

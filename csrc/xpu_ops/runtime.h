@@ -45,6 +45,7 @@ struct Device {
   sycl::context context;
   sycl::device device;
   int64_t lanes;  // work-items that the device runs at once, about
+  std::vector<std::string> options;  // of builds
   std::string description;
 };
 

@@ -25,7 +25,7 @@ _XPU_LIBRARY = "libbitsandbytes_intel_xpu_sycl{}.so"
 KINDS = ("cpu", "gpu16", "gpu32")
 MATRIX_KINDS = ("xmx16", "mma32")
 """GPUs with a matrix unit for sub-groups of 16 (Intel's XMX), and of 32 (NVIDIA's, in benchmarks/ptx alone): they have
-the kernels of gpu16 and gpu32, and those of gemm_4bit_matrix."""
+the families of gpu16 and gpu32, some in shapes of their own, and those of gemm_4bit_matrix."""
 
 _MESSAGE_SIZE = 4096
 _Builder = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_char), ctypes.c_size_t)
@@ -58,6 +58,8 @@ class Device:
     name: str
     version: str
     driver: str
+    options: str
+    """Of builds."""
 
 
 def xpu_libraries() -> dict[int, pathlib.Path]:
@@ -228,7 +230,7 @@ def load_family(device: int, name: str, kept: bytes) -> None:
 
 
 def spirv(device: int, name: str, kind: str) -> list[bytes]:
-    """The SPIR-V modules of a family as compiled for a kind of device, for offline compilers."""
+    """The SPIR-V modules of a family of a kind, as this device compiles them: a GPU of the kind may get more options."""
     content = _take(library().bnb_xpu_spirv, device, name.encode(), kind.encode())
     modules = []
     while content:
@@ -251,7 +253,7 @@ def key(device: Device, family: Family) -> str:
     """Everything that a built family depends on, as text."""
     runtime = sycl.find_sycl()
     stamp = f"{runtime.library.resolve().name} {runtime.library.stat().st_size}" if runtime else ""
-    return "\n".join([device.kind, device.backend, device.name, device.version, device.driver, stamp,
+    return "\n".join([device.kind, device.backend, device.name, device.version, device.driver, device.options, stamp,
                       family.source, *family.kernels])  # fmt: skip
 
 
