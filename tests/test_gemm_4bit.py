@@ -45,6 +45,17 @@ def test_any_number_of_rows(m, shape, dtype, device):
     check(w, activation(m, shape[1], dtype=dtype), None, device)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+@pytest.mark.parametrize("m", [1, 3, 7, 14, 64])
+def test_weights_are_cudas_to_the_bit(m, dtype, device):
+    """Nested statistics too: CUDA rounds a scale twice, where a compiler would fuse its product with its sum."""
+    w = Weight.random(500, 128, blocksize=64, nested=True, seed=m)
+    columns = torch.arange(m) * 2 + 1  # each row of the activations takes one column of the weight
+    A = torch.nn.functional.one_hot(columns, 128).to(dtype)
+    # Adding 0 makes 0 of -0, as a sum of products does.
+    exactly_equal(w.to(device).gemm(A.to(device)) + 0, (w.exact()[:, columns].T.to(dtype) + 0).contiguous())
+
+
 @pytest.mark.parametrize("n", [40, 1032])
 def test_activations_larger_than_caches(n, device, one_thread):
     """Of the larger n, one thread of a CPU multiplies more columns at a time."""

@@ -19,6 +19,7 @@ struct Statistics {
   const float* absmax_offset;
 
   BNB_INLINE float scale(i64 block) const {
+#pragma clang fp contract(off)  // two roundings, as where the statistics are dequantised first
     if (!absmax_8bit) return absmax[block];
     return absmax_code[absmax_8bit[block]] * absmax[block >> 8] + *absmax_offset;
   }
