@@ -482,17 +482,19 @@ def disassemble(code: bytes, target: Target, folder: Path, name: str) -> str:
     return done.stdout
 
 
-def sources() -> Iterator[tuple[str, dict[str, str], list[str], set[str]]]:
-    """Each source: its text, kernel -> family, options of the compiler, and the GPUs that have what it needs."""
+def sources(devices: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str], str]]:
+    """Each source for each GPU of `devices`: its text, kernel -> family, options of the compiler, and the GPU."""
     from bitsandbytes_intel.runtime import catalogue
 
     # Arc A has XMX for sub-groups of 8 alone, and so no kernels for it.
     for kind, option, device in (("xmx16", "-DBNB_XMX", "pvc"), ("gpu16", "-DBNB_REGISTER_BYTES=32", "acm-g10")):
+        if device not in devices:
+            continue
         families: dict[str, dict[str, str]] = {}  # source -> kernel -> family
         for family in catalogue(kind):
             families.setdefault(family.source, {}).update(dict.fromkeys(family.kernels, family.name))
         for source, kernels in families.items():
-            yield source, kernels, ["-DBNB_INTEL_GPU", option], {device}
+            yield source, kernels, ["-DBNB_INTEL_GPU", option], device
 
 
 def analyse(devices: Sequence[str] = tuple(TARGETS), jobs: int | None = None) -> list[Machine]:
@@ -500,14 +502,11 @@ def analyse(devices: Sequence[str] = tuple(TARGETS), jobs: int | None = None) ->
     order: list[str] = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         work = []
-        for number, (source, kernels, options, able) in enumerate(sources()):
+        for number, (source, kernels, options, device) in enumerate(sources(devices)):
             order += kernels
-            if not able.intersection(devices):
-                continue
             for part, image in enumerate(sycl_jit.compile_sycl(source, list(kernels), sycl_jit.Format.SPIRV, options)):
-                for device in sorted(able.intersection(devices)):
-                    place = Path(folder) / f"{number}.{part}.{device}"
-                    work.append(pool.submit(_analyse_image, image, source, kernels, TARGETS[device], place))
+                place = Path(folder) / f"{number}.{part}"
+                work.append(pool.submit(_analyse_image, image, source, kernels, TARGETS[device], place))
         found = [machine for result in work for machine in result.result()]
     return sorted(found, key=lambda machine: (list(devices).index(machine.device), order.index(machine.name)))
 

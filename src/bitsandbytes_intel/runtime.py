@@ -230,7 +230,7 @@ def load_family(device: int, name: str, kept: bytes) -> None:
 
 
 def spirv(device: int, name: str, kind: str) -> list[bytes]:
-    """The SPIR-V modules of a family of a kind, as this device compiles them: a GPU of the kind may get more options."""
+    """The SPIR-V modules of a family of a kind, as this device compiles them: a GPU may get more options."""
     content = _take(library().bnb_xpu_spirv, device, name.encode(), kind.encode())
     modules = []
     while content:
