@@ -44,14 +44,28 @@ __m512 scales_in_lanes(const float* scales, int64_t valid) {
   }
 }
 
+// Pointers into ROWS rows, which are equally far apart.
+template <class T>
+struct Rows {
+  const T* first;
+  int64_t apart;
+
+  const T* operator[](int64_t r) const { return first + r * apart; }
+  Rows from(int64_t i) const { return {first + i, apart}; }
+};
+
 // sums[r][m] += 128 codes of each row of B, or as many as the mask's lanes hold, times x.
 template <int ROWS, int M, int BLOCKS>
-void step(const uint8_t* const (&b)[ROWS], const float* const (&scales)[ROWS], const float* x, __mmask16 mask, int64_t valid,
-          __m512 code, __m512 (&sums)[ROWS][M]) {
+[[gnu::always_inline]] inline void step(Rows<uint8_t> b, Rows<float> scales, const float* x, __mmask16 mask, int64_t valid,
+                                        __m512 code, __m512 (&sums)[ROWS][M]) {
   __m512i codes[ROWS];
   __m512 part[ROWS][M];
 #pragma GCC unroll 4
-  for (int r = 0; r < ROWS; r++) codes[r] = _mm512_maskz_loadu_epi32(mask, b[r]);
+  for (int r = 0; r < ROWS; r++) {
+    __m512i its = _mm512_maskz_loadu_epi32(mask, b[r]);
+    asm("" : "+v"(its));  // else each shift loads them again, and look-ups of scales wait for loads
+    codes[r] = its;
+  }
 #pragma GCC unroll 8
   for (int j = 0; j < 8; j++)
 #pragma GCC unroll 4
@@ -71,80 +85,120 @@ void step(const uint8_t* const (&b)[ROWS], const float* const (&scales)[ROWS], c
   }
 }
 
-// scales_of nested statistics: 16 look-ups in registers.
-void nested_scales(const BnbStatistics& statistics, int64_t first, int64_t count, float* out) {
-  const float* const code = statistics.absmax_code;
-  const __m512 offset = _mm512_set1_ps(*statistics.absmax_offset);
-  for (int64_t i = 0; i < count; i += 16) {
-    const int64_t at = first + i, lanes = std::min<int64_t>(16, count - i), same = 256 - (at & 255);  // before the next outer one
-    const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(lanes), statistics.absmax_8bit + at);
-    const __m512i index = _mm512_cvtepu8_epi32(bytes);
-    const auto among_32 = [&](int j) {
-      return _mm512_permutex2var_ps(_mm512_loadu_ps(code + 32 * j), index, _mm512_loadu_ps(code + 32 * j + 16));
-    };
-    const auto bit = [&](int value) { return _mm512_test_epi32_mask(index, _mm512_set1_epi32(value)); };
-    const __mmask16 fifth = bit(32), sixth = bit(64);
-    const auto among_128 = [&](int j) {
-      const __m512 low = _mm512_mask_blend_ps(fifth, among_32(j), among_32(j + 1));
-      return _mm512_mask_blend_ps(sixth, low, _mm512_mask_blend_ps(fifth, among_32(j + 2), among_32(j + 3)));
-    };
-    const __m512 value = _mm512_mask_blend_ps(bit(128), among_128(0), among_128(4));
-    __m512 outer = _mm512_set1_ps(statistics.absmax[at >> 8]);
-    if (same < lanes) outer = _mm512_mask_mov_ps(_mm512_set1_ps(statistics.absmax[(at >> 8) + 1]), first_lanes(same), outer);
-    _mm512_store_ps(out + i, _mm512_add_ps(_mm512_mul_ps(value, outer), offset));
-  }
-}
+// Elements from to until of ROWS rows of B.
+struct Span {
+  int64_t row, apart, from, until;
+};
 
-// sums[r][m] += elements from to until of each row times x; `ahead`: bytes to the codes that are read some time later.
-template <int ROWS, int M, int BLOCKS>
-void add_span(const Product& p, const float* x, const int64_t (&row)[ROWS], int64_t from, int64_t until, int64_t ahead,
-              __m512 (&sums)[ROWS][M]) {
-  const __m512 code = _mm512_loadu_ps(p.code);
-  const bool nested = p.statistics.absmax_8bit;
-  const uint8_t* b[ROWS];
-  const float* scales[ROWS];
-  alignas(64) float made[ROWS][kSpan / 32];
-  const int64_t skipped = BLOCKS == 1 ? from & (p.blocksize - 1) : 0;  // of a block that began before
-  for (int r = 0; r < ROWS; r++) {
-    const int64_t at = row[r] * p.ldb + from, block = at >> p.shift;
-    b[r] = p.B + at / 2;
-    scales[r] = nested ? made[r] : p.statistics.absmax + block;
-    if (nested) nested_scales(p.statistics, block, ((at + until - from - 1) >> p.shift) - block + 1, made[r]);
+// The scales of nested statistics, where all units for vectors are busy with weights: a span's are looked up one by one while the
+// one before is multiplied, some in each step; products of vectors make scales of them when they are wanted.
+template <int ROWS>
+class Nested {
+ public:
+  explicit Nested(const Product& p) : p_(p), is_(p.statistics.absmax_8bit) {}
+  bool is() const { return is_; }
+
+  void expect(const Span& span) {
+    const int64_t begin = span.row * p_.ldb;
+    first_ = (begin + span.from) >> p_.shift;
+    apart_ = (span.apart * p_.ldb) >> p_.shift;
+    count_ = ((begin + span.until - 1) >> p_.shift) - first_ + 1;  // of each row: all begin where a block does
   }
+  void expect_nothing() { count_ = 0; }
+  int64_t expected() const { return count_; }
+  // What looks up block i of each row that is expected.
+  auto look_up() {
+    const float* const code = p_.statistics.absmax_code;
+    const Rows<uint8_t> bytes{p_.statistics.absmax_8bit + first_, apart_};
+    float* const to = values_[now_ ^ 1][0];
+    return [=](int64_t i) {
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; r++) {
+        uint32_t bits;  // of no vector, lest the compiler gathers
+        __builtin_memcpy(&bits, code + bytes[r][i], 4);
+        asm("" : "+r"(bits));
+        __builtin_memcpy(to + r * kMost + i, &bits, 4);
+      }
+    };
+  }
+  // The scales of what was expected.
+  Rows<float> make() {
+    now_ ^= 1;
+    const __m512 offset = _mm512_set1_ps(*p_.statistics.absmax_offset);
+    for (int r = 0; r < ROWS; r++)
+      for (int64_t i = 0; i < count_; i += 16) {
+        const int64_t at = first_ + r * apart_ + i, lanes = std::min<int64_t>(16, count_ - i), same = 256 - (at & 255);
+        const float* const outers = p_.statistics.absmax + (at >> 8);
+        __m512 outer = _mm512_set1_ps(*outers);
+        if (same < lanes) outer = _mm512_mask_mov_ps(_mm512_set1_ps(outers[1]), first_lanes(same), outer);
+        float* const its = &values_[now_][r][i];
+        _mm512_store_ps(its, _mm512_add_ps(_mm512_mul_ps(_mm512_load_ps(its), outer), offset));
+      }
+    return {values_[now_][0], kMost};
+  }
+
+ private:
+  static constexpr int64_t kMost = kSpan / 32;  // blocks of a span
+  alignas(64) float values_[2][ROWS][kMost];
+  const Product& p_;
+  bool is_;
+  int now_ = 0;
+  int64_t first_ = 0, apart_ = 0, count_ = 0;
+};
+
+// sums[r][m] += the span of each row times x; `ahead`: bytes to the codes that are read some time later. Nested scales of the span
+// have been looked up, and those of the one that comes next will be.
+template <int ROWS, int M, int BLOCKS>
+void add_span(const Product& p, const float* x, const Span& span, const Span* coming, int64_t ahead, Nested<ROWS>& nested,
+              __m512 (&all_sums)[ROWS][M]) {
+  __m512 sums[ROWS][M];  // in registers: through the reference, each step would store them
+  for (int r = 0; r < ROWS; r++)
+    for (int m = 0; m < M; m++) sums[r][m] = all_sums[r][m];
+  const __m512 code = _mm512_loadu_ps(p.code);
+  const int64_t from = span.from, at = span.row * p.ldb + from, length = span.until - from;
+  const int64_t skipped = BLOCKS == 1 ? from & (p.blocksize - 1) : 0;  // of a block that began before
+  const int shift = p.shift;
+  const Rows<uint8_t> b{p.B + at / 2, span.apart * p.ldb / 2};
+  Rows<float> scales{p.statistics.absmax + (at >> shift), (span.apart * p.ldb) >> shift};
+  if (nested.is()) {
+    scales = nested.make();
+    coming ? nested.expect(*coming) : nested.expect_nothing();
+  }
+  const auto look_up = nested.look_up();
   const float* const at_x = x + from * M;
-  const int64_t steps = (until - from) / kStep;
+  const int64_t steps = length / kStep, expected = nested.expected(), early = std::min(steps, expected / BLOCKS);
   for (int64_t i = 0; i < steps; i++) {
-    const uint8_t* codes[ROWS];
-    const float* its[ROWS];
+    const Rows<uint8_t> codes = b.from(64 * i);
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-      codes[r] = b[r] + 64 * i;
-      its[r] = scales[r] + (BLOCKS == 1 ? (skipped + i * kStep) >> p.shift : BLOCKS * i);
+      // The first cache waits for few lines at once: from memory they come to the second.
       _mm_prefetch(reinterpret_cast<const char*>(codes[r] + ahead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + 4 * ahead), _MM_HINT_T1);
     }
-    step<ROWS, M, BLOCKS>(codes, its, at_x + i * kStep * M, 0xffff, BLOCKS, code, sums);
+    step<ROWS, M, BLOCKS>(codes, scales.from(BLOCKS == 1 ? (skipped + i * kStep) >> shift : BLOCKS * i), at_x + i * kStep * M,
+                          0xffff, BLOCKS, code, sums);
+    if (i < early)
+#pragma GCC unroll 4
+      for (int block = 0; block < BLOCKS; block++) look_up(BLOCKS * i + block);
   }
-  const int64_t left = until - from - steps * kStep;
-  if (BLOCKS > 1 && left) {
-    const uint8_t* codes[ROWS];
-    const float* its[ROWS];
-    for (int r = 0; r < ROWS; r++) {
-      codes[r] = b[r] + 64 * steps;
-      its[r] = scales[r] + BLOCKS * steps;
-    }
-    step<ROWS, M, BLOCKS>(codes, its, at_x + steps * kStep * M, first_lanes(left / 8), ceil_div(left, p.blocksize), code, sums);
-  }
+  for (int64_t i = BLOCKS * early; i < expected; i++) look_up(i);
+  const int64_t left = length - steps * kStep;
+  if (BLOCKS > 1 && left)
+    step<ROWS, M, BLOCKS>(b.from(64 * steps), scales.from(BLOCKS * steps), at_x + steps * kStep * M, first_lanes(left / 8),
+                          ceil_div(left, p.blocksize), code, sums);
+  for (int r = 0; r < ROWS; r++)
+    for (int m = 0; m < M; m++) all_sums[r][m] = sums[r][m];
 }
 
 template <int ROWS, int M, class T>
-void finish_rows(const Product& p, const int64_t (&row)[ROWS], const __m512 (&sums)[ROWS][M]) {
+void finish_rows(const Product& p, int64_t row, int64_t apart, const __m512 (&sums)[ROWS][M]) {
   T* const out = static_cast<T*>(p.out);
   const T* const bias = static_cast<const T*>(p.bias);
   for (int r = 0; r < ROWS; r++)
     for (int m = 0; m < M; m++) {
       __m512 sum = _mm512_set1_ps(_mm512_reduce_add_ps(sums[r][m]));
-      if (bias) sum = _mm512_add_ps(sum, load(bias + row[r], 1));
-      store(out + m * p.ldc + row[r], 1, sum);
+      if (bias) sum = _mm512_add_ps(sum, load(bias + row + r * apart, 1));
+      store(out + m * p.ldc + row + r * apart, 1, sum);
     }
 }
 
@@ -153,27 +207,25 @@ template <int ROWS, int M, int BLOCKS, class T>
 void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int64_t apart) {
   constexpr int kTogether = M == 1 ? 1 : 16;
   constexpr int64_t kPart = M <= 2 ? kSpan : kSpan / 2;
-  const int64_t ahead = M == 1 ? 1024 : p.ldb;  // further on in the row, or two rows on
-  for (int64_t start = first; start < first + count; start += kTogether) {
-    const int64_t these = std::min<int64_t>(kTogether, first + count - start);
+  const int64_t ahead = M == 1 ? 512 : p.ldb / 2, end = first + count;  // further on in the row, or the next row
+  const auto span_at = [&](int64_t row, int64_t from) { return Span{row, apart, from, std::min(p.k, from + kPart)}; };
+  Nested<ROWS> nested(p);
+  if (nested.is() && count) {
+    nested.expect(span_at(first, 0));
+    const auto look_up = nested.look_up();
+    for (int64_t i = 0; i < nested.expected(); i++) look_up(i);
+  }
+  for (int64_t start = first; start < end; start += kTogether) {
+    const int64_t these = std::min<int64_t>(kTogether, end - start);
     __m512 sums[kTogether][ROWS][M] = {};
-    const auto with_rows = [&](int64_t i, const auto& body) {
-      int64_t row[ROWS];
-      for (int r = 0; r < ROWS; r++) row[r] = start + i + r * apart;
-      body(row, sums[i]);
-    };
     for (int64_t from = 0; from < p.k; from += kPart)
-      for (int64_t i = 0; i < these; i++)
-        with_rows(i, [&](const int64_t (&row)[ROWS], __m512(&its)[ROWS][M]) {
-          __m512 registers[ROWS][M];
-          for (int r = 0; r < ROWS; r++)
-            for (int m = 0; m < M; m++) registers[r][m] = its[r][m];
-          add_span<ROWS, M, BLOCKS>(p, x, row, from, std::min(p.k, from + kPart), ahead, registers);
-          for (int r = 0; r < ROWS; r++)
-            for (int m = 0; m < M; m++) its[r][m] = registers[r][m];
-        });
-    for (int64_t i = 0; i < these; i++)
-      with_rows(i, [&](const auto& row, const auto& its) { finish_rows<ROWS, M, T>(p, row, its); });
+      for (int64_t i = 0; i < these; i++) {
+        const bool goes_on = from + kPart < p.k;
+        const Span coming =
+            i + 1 < these ? span_at(start + i + 1, from) : span_at(goes_on ? start : start + these, goes_on ? from + kPart : 0);
+        add_span<ROWS, M, BLOCKS>(p, x, span_at(start + i, from), coming.row < end ? &coming : nullptr, ahead, nested, sums[i]);
+      }
+    for (int64_t i = 0; i < these; i++) finish_rows<ROWS, M, T>(p, start + i, apart, sums[i]);
   }
 }
 
