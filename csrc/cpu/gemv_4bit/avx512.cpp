@@ -146,10 +146,16 @@ class Nested {
   int64_t first_ = 0, apart_ = 0, count_ = 0;
 };
 
-// sums[r][m] += the span of each row times x; `ahead`: bytes to the codes that are read some time later. Nested scales of the span
-// have been looked up, and those of the one that comes next will be.
+// What is fetched: codes `near` bytes ahead come to the first cache, which waits for few lines at once, and `far` bytes ahead from
+// memory to the second; `jump` bytes further on where no more than `far` are `left` of a span's row and those that follow it.
+struct Ahead {
+  int64_t near, far, jump, left;
+};
+
+// sums[r][m] += the span of each row times x. Nested scales of the span have been looked up, and those of the one that comes next
+// will be.
 template <int ROWS, int M, int BLOCKS>
-void add_span(const Product& p, const float* x, const Span& span, const Span* coming, int64_t ahead, Nested<ROWS>& nested,
+void add_span(const Product& p, const float* x, const Span& span, const Span* coming, Ahead ahead, Nested<ROWS>& nested,
               __m512 (&all_sums)[ROWS][M]) {
   __m512 sums[ROWS][M];  // in registers: through the reference, each step would store them
   for (int r = 0; r < ROWS; r++)
@@ -169,11 +175,11 @@ void add_span(const Product& p, const float* x, const Span& span, const Span* co
   const int64_t steps = length / kStep, expected = nested.expected(), early = std::min(steps, expected / BLOCKS);
   for (int64_t i = 0; i < steps; i++) {
     const Rows<uint8_t> codes = b.from(64 * i);
+    const int64_t far = ahead.far + (ahead.left - 64 * i <= ahead.far ? ahead.jump : 0);
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-      // The first cache waits for few lines at once: from memory they come to the second.
-      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + ahead), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + 4 * ahead), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + ahead.near), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + far), _MM_HINT_T1);
     }
     step<ROWS, M, BLOCKS>(codes, scales.from(BLOCKS == 1 ? (skipped + i * kStep) >> shift : BLOCKS * i), at_x + i * kStep * M,
                           0xffff, BLOCKS, code, sums);
@@ -207,7 +213,9 @@ template <int ROWS, int M, int BLOCKS, class T>
 void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int64_t apart) {
   constexpr int kTogether = M == 1 ? 1 : 16;
   constexpr int64_t kPart = M <= 2 ? kSpan : kSpan / 2;
-  const int64_t ahead = M == 1 ? 512 : p.ldb / 2, end = first + count;  // further on in the row, or the next row
+  const int64_t end = first + count, row_bytes = p.ldb / 2;
+  // Further on in the row, and beyond the last row where the next call's begin; or for several rows of A some rows on.
+  Ahead ahead{M == 1 ? 512 : row_bytes, M == 1 ? 2048 : 4 * row_bytes, M == 1 ? (ROWS - 1) * apart * row_bytes : 0, 0};
   const auto span_at = [&](int64_t row, int64_t from) { return Span{row, apart, from, std::min(p.k, from + kPart)}; };
   Nested<ROWS> nested(p);
   if (nested.is() && count) {
@@ -223,6 +231,7 @@ void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int
         const bool goes_on = from + kPart < p.k;
         const Span coming =
             i + 1 < these ? span_at(start + i + 1, from) : span_at(goes_on ? start : start + these, goes_on ? from + kPart : 0);
+        ahead.left = (end - start) * row_bytes - from / 2;
         add_span<ROWS, M, BLOCKS>(p, x, span_at(start + i, from), coming.row < end ? &coming : nullptr, ahead, nested, sums[i]);
       }
     for (int64_t i = 0; i < these; i++) finish_rows<ROWS, M, T>(p, start + i, apart, sums[i]);
