@@ -110,7 +110,7 @@ class Nested {
   auto look_up() {
     const float* const code = p_.statistics.absmax_code;
     const Rows<uint8_t> bytes{p_.statistics.absmax_8bit + first_, apart_};
-    float* const to = values_[now_ ^ 1][0];
+    float* const to = values_[now_ ^ 1];
     return [=](int64_t i) {
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; r++) {
@@ -131,15 +131,15 @@ class Nested {
         const float* const outers = p_.statistics.absmax + (at >> 8);
         __m512 outer = _mm512_set1_ps(*outers);
         if (same < lanes) outer = _mm512_mask_mov_ps(_mm512_set1_ps(outers[1]), first_lanes(same), outer);
-        float* const its = &values_[now_][r][i];
+        float* const its = values_[now_] + r * kMost + i;
         _mm512_store_ps(its, _mm512_add_ps(_mm512_mul_ps(_mm512_load_ps(its), outer), offset));
       }
-    return {values_[now_][0], kMost};
+    return {values_[now_], kMost};
   }
 
  private:
   static constexpr int64_t kMost = kSpan / 32;  // blocks of a span
-  alignas(64) float values_[2][ROWS][kMost];
+  alignas(64) float values_[2][ROWS * kMost];
   const Product& p_;
   bool is_;
   int now_ = 0;
@@ -165,10 +165,12 @@ void add_span(const Product& p, const float* x, const Span& span, const Span* co
   const int64_t skipped = BLOCKS == 1 ? from & (p.blocksize - 1) : 0;  // of a block that began before
   const int shift = p.shift;
   const Rows<uint8_t> b{p.B + at / 2, span.apart * p.ldb / 2};
-  Rows<float> scales{p.statistics.absmax + (at >> shift), (span.apart * p.ldb) >> shift};
+  Rows<float> scales;
   if (nested.is()) {
     scales = nested.make();
     coming ? nested.expect(*coming) : nested.expect_nothing();
+  } else {
+    scales = {p.statistics.absmax + (at >> shift), (span.apart * p.ldb) >> shift};
   }
   const auto look_up = nested.look_up();
   const float* const at_x = x + from * M;
@@ -208,14 +210,15 @@ void finish_rows(const Product& p, int64_t row, int64_t apart, const __m512 (&su
     }
 }
 
-// `count` times ROWS rows, `apart` from each other. Few at a time pass over a part of K that stays in the first cache.
+// `count` times ROWS rows, `apart` from each other, of a `piece` of so many. Few at a time pass over a part of K that stays in the
+// first cache.
 template <int ROWS, int M, int BLOCKS, class T>
-void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int64_t apart) {
+void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int64_t apart, int64_t piece) {
   constexpr int kTogether = M == 1 ? 1 : 16;
   constexpr int64_t kPart = M <= 2 ? kSpan : kSpan / 2;
   const int64_t end = first + count, row_bytes = p.ldb / 2;
-  // Further on in the row, and beyond the last row where the next call's begin; or for several rows of A some rows on.
-  Ahead ahead{M == 1 ? 512 : row_bytes, M == 1 ? 2048 : 4 * row_bytes, M == 1 ? (ROWS - 1) * apart * row_bytes : 0, 0};
+  // Further on in the row, and beyond the last row where the next piece's begin; or for several rows of A some rows on.
+  Ahead ahead{M == 1 ? 512 : row_bytes, M == 1 ? 2048 : 4 * row_bytes, M == 1 && ROWS > 1 ? (piece - apart) * row_bytes : 0, 0};
   const auto span_at = [&](int64_t row, int64_t from) { return Span{row, apart, from, std::min(p.k, from + kPart)}; };
   Nested<ROWS> nested(p);
   if (nested.is() && count) {
@@ -243,8 +246,8 @@ template <int M, int BLOCKS, class T>
 void run_as(const Product& p, const float* x, int64_t first, int64_t last) {
   constexpr int kRows = M == 1 ? 4 : 2;
   const int64_t apart = (last - first) / kRows;
-  rows_of<kRows, M, BLOCKS, T>(p, x, first, apart, apart);
-  rows_of<1, M, BLOCKS, T>(p, x, first + kRows * apart, last - first - kRows * apart, 0);
+  rows_of<kRows, M, BLOCKS, T>(p, x, first, apart, apart, last - first);
+  rows_of<1, M, BLOCKS, T>(p, x, first + kRows * apart, last - first - kRows * apart, 0, last - first);
 }
 
 template <int M, int BLOCKS>
