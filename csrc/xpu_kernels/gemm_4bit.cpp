@@ -325,10 +325,7 @@ kgemm_4bit_inference_along_n(i64 M, i64 N, i64 K, const T* A, const u8* B, const
 
 // The same for any K and any pointer, with A as it is: its lanes share k, see dot_4bit.h.
 template <class T, int GROUP_SIZE, int NUM_PER_THREAD, int SUBG_SIZE, int ROWS, int STEPS, int TILE_M>
-BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE,
-                NUM_PER_THREAD == 1 ? 128
-                : kNarrowRegisters  ? 256
-                                    : 128)
+BNB_KERNEL_WITH(GROUP_SIZE, SUBG_SIZE, NUM_PER_THREAD > 1 && kNarrowRegisters ? 256 : 128)
 kgemm_4bit_inference_along_k(i64 M, i64 N, i64 K, const T* A, const u8* B, const float* absmax, const u8* absmax_8bit,
                              const float* absmax_code, const float* absmax_offset, const T* bias, const float* datatype,
                              i32 data_type, T* out, i64 lda, i64 ldb, i64 ldc, i64 tiles_m, i32 shift) {
