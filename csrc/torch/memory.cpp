@@ -12,7 +12,9 @@
 namespace bnb {
 namespace {
 
-constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kPage = 4 << 10, kHugePage = 2 << 20;
+// What a last huge page may add to a result, unused, is its bytes over this: a model holds its weights for good.
+constexpr size_t kWaste = 32;
 // What is kept at most: results that are freed come back as arguments of the same layers, a few at a time.
 constexpr size_t kKept = 512 << 20, kKeptBlocks = 8;
 
@@ -64,17 +66,25 @@ Pool& pool() {
   return *pool;
 }
 
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) & ~(unit - 1); }
+
+// What is mapped for a result: whole huge pages, or what does not fill the last one in small pages.
+size_t mapped_bytes(size_t bytes) {
+  const size_t huge = round_up(bytes, kHugePage);
+  return huge - bytes <= bytes / kWaste ? huge : round_up(bytes, kPage);
+}
+
 // Mapped at a multiple of the huge page, so that the system can use huge pages from the first byte on.
 void* map(size_t bytes) {
   const size_t wanted = bytes + kHugePage;
   void* const mapped = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   char* const begin = static_cast<char*>(mapped);
-  char* const memory = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(begin) + kHugePage - 1) & ~(kHugePage - 1));
+  char* const memory = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(begin), kHugePage));
   if (memory > begin) munmap(begin, static_cast<size_t>(memory - begin));
   char* const end = begin + wanted;
   if (end > memory + bytes) munmap(memory + bytes, static_cast<size_t>(end - (memory + bytes)));
-  madvise(memory, bytes, MADV_HUGEPAGE);  // advice: may be refused
+  madvise(memory, bytes & ~(kHugePage - 1), MADV_HUGEPAGE);  // advice: may be refused
   return memory;
 }
 
@@ -86,15 +96,15 @@ using FromBlob = AOTITorchError (*)(void*, int64_t, const int64_t*, const int64_
 std::optional<Tensor> large_result(const int64_t* sizes, const int64_t* strides, int64_t dims, int64_t bytes, int32_t dtype) {
   static const auto from_blob = reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
   if (!from_blob) return std::nullopt;
-  const size_t rounded = (static_cast<size_t>(bytes) + kHugePage - 1) & ~(kHugePage - 1);
-  void* memory = pool().take(rounded);
-  if (!memory) memory = map(rounded);
+  const size_t mapped = mapped_bytes(static_cast<size_t>(bytes));
+  void* memory = pool().take(mapped);
+  if (!memory) memory = map(mapped);
   if (!memory) return std::nullopt;  // torch's allocator will say it in its words
   AtenTensorHandle handle;
   const auto status = from_blob(
       memory, dims, sizes, strides, 0, dtype, aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
-      [](void* block, void* size) { pool().give({block, reinterpret_cast<size_t>(size)}); }, reinterpret_cast<void*>(rounded));
-  if (status) pool().give({memory, rounded});
+      [](void* block, void* size) { pool().give({block, reinterpret_cast<size_t>(size)}); }, reinterpret_cast<void*>(mapped));
+  if (status) pool().give({memory, mapped});
   STABLE_TORCH_ERROR_CODE_CHECK(status);
   return Tensor(handle);
 }

@@ -42,6 +42,9 @@ constexpr int64_t kMostGranules = kPart / 32;
 // Of A, from where on products of its parts are faster.
 constexpr int64_t kPartsRows = 32;
 
+// Kept for the next product, whichever it is: rows of A as its kernel wants them, and a thread's panels and sums.
+thread_local Scratch packed_scratch, panel_scratch;
+
 float code_at(const Product& p, int64_t at) { return p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15]; }
 
 const Gemm& kernel_for(const Product& p) {
@@ -168,7 +171,6 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
     const int64_t rows = std::min(block_rows, p.m - row);
     const int64_t height = height_of(rows), tiles = ceil_div(rows, height);
     const int64_t tile_bytes = height * padded_k * kernel.element;
-    thread_local Scratch packed_scratch;
     char* const packed = static_cast<char*>(packed_scratch.bytes(tiles * tile_bytes + 64));
     const int64_t steps = ceil_div(p.k, kPart);
     parallel_for(queue, tiles * steps, std::max<int64_t>(1, kGrain / (kPart * height)), [&](int64_t first, int64_t last) {
@@ -181,10 +183,10 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
     const int64_t wide = panels * kPanel;
     parallel_for(queue, ceil_div(p.n, wide), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, wide * p.k)),
                  [&](int64_t first, int64_t last) {
-      thread_local Scratch scratch;
       const int64_t panel_bytes = kPart * kPanel * kernel.element, c_floats = tiles * height * wide;
       const int64_t scale_floats = kPart / 8 * kPanel, value_floats = kernel.convert ? kPart * kPanel : 0;
-      char* const memory = static_cast<char*>(scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
+      char* const memory =
+          static_cast<char*>(panel_scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
       float* const C = reinterpret_cast<float*>(memory + panels * panel_bytes);
       float* const scales = C + c_floats;
       Maker make{p, kernel, scales, scales + scale_floats};
@@ -212,8 +214,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
 }
 
 void gemv(const Product& p, const Gemv& kernel, void* queue) {
-  thread_local Scratch scratch;
-  float* const x = scratch.floats(p.m * ceil_div(p.k, kernel.step) * kernel.step);
+  float* const x = packed_scratch.floats(p.m * ceil_div(p.k, kernel.step) * kernel.step);
   kernel.prepare(p, x);
   parallel_for(queue, p.n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, p.k)),
                [&](int64_t first, int64_t last) { kernel.run(p, x, first, last); });

@@ -218,7 +218,7 @@ void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int
   constexpr int64_t kPart = M <= 2 ? kSpan : kSpan / 2;
   const int64_t end = first + count, row_bytes = p.ldb / 2;
   // Further on in the row, and beyond the last row where the next piece's begin; or for several rows of A some rows on.
-  Ahead ahead{M == 1 ? 512 : row_bytes, M == 1 ? 2048 : 4 * row_bytes, M == 1 && ROWS > 1 ? (piece - apart) * row_bytes : 0, 0};
+  Ahead ahead{M == 1 ? 512 : row_bytes, M == 1 ? 1024 : 4 * row_bytes, M == 1 && ROWS > 1 ? (piece - apart) * row_bytes : 0, 0};
   const auto span_at = [&](int64_t row, int64_t from) { return Span{row, apart, from, std::min(p.k, from + kPart)}; };
   Nested<ROWS> nested(p);
   if (nested.is() && count) {
