@@ -208,7 +208,7 @@ A = torch.randn(5632, 2048)
 w.quantize_4bit(A, 4096, "nf4", torch.uint8)
 before = resident()
 held = [w.quantize_4bit(A, 4096, "nf4", torch.uint8) for _ in range(16)]
-grown, needed = resident() - before, sum(codes.nbytes for codes, _ in held)
+grown, needed = resident() - before, sum(codes.nbytes for codes, _ in held[1:])  # the first was there
 assert grown < 1.03 * needed, (grown, needed)
 """
     )
