@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from bitsandbytes import cextension
 from typer.testing import CliRunner
 
 from bitsandbytes_intel import ops
@@ -86,6 +87,14 @@ def test_worse_than_cuda_is_noticed() -> None:
 @pytest.mark.parametrize("options", [["--model", "--accuracy"], ["--model", "--isa", "sse"], ["--threads", "0"]])
 def test_wrong_usage_is_status_2(options: list[str]) -> None:
     assert CliRunner().invoke(app, ["bench", *options]).exit_code == 2
+
+
+@pytest.mark.parametrize("options", [["--device", "cpu"], ["--model"]])
+def test_a_rival_without_its_own_kernels_is_refused(options: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(cextension, "lib", cextension.ErrorHandlerMockBNBNativeLibrary("missing"))
+    result = CliRunner().invoke(app, ["bench", *options])
+    assert result.exit_code == 2
+    assert "bitsandbytes has not loaded its own library" in " ".join(result.output.split())
 
 
 def test_what_is_not_installed_is_named() -> None:

@@ -67,16 +67,20 @@ template <int ROWS, int M, int BLOCKS>
     codes[r] = its;
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < 8; j++)
+  for (int j = 0; j < 8; j++) {
+    __m512 a[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; m++) {
+      a[m] = _mm512_loadu_ps(x + m * kStep + 16 * j);
+      asm("" : "+v"(a[m]));  // else each row loads it again
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
       const __m512 value = _mm512_permutexvar_ps(j ? _mm512_srli_epi32(codes[r], 4 * j) : codes[r], code);
 #pragma GCC unroll 4
-      for (int m = 0; m < M; m++) {
-        const __m512 a = _mm512_loadu_ps(x + m * kStep + 16 * j);
-        part[r][m] = j ? _mm512_fmadd_ps(value, a, part[r][m]) : _mm512_mul_ps(value, a);
-      }
+      for (int m = 0; m < M; m++) part[r][m] = j ? _mm512_fmadd_ps(value, a[m], part[r][m]) : _mm512_mul_ps(value, a[m]);
     }
+  }
 #pragma GCC unroll 4
   for (int r = 0; r < ROWS; r++) {
     const __m512 scale = scales_in_lanes<BLOCKS>(scales[r], valid);
@@ -210,15 +214,17 @@ void finish_rows(const Product& p, int64_t row, int64_t apart, const __m512 (&su
     }
 }
 
-// `count` times ROWS rows, `apart` from each other, of a `piece` of so many. Few at a time pass over a part of K that stays in the
-// first cache.
+// `count` times ROWS rows, `apart` from each other, of a `piece` of so many. Of up to three rows of A, the second cache gives what
+// is multiplied as fast as it is; of four, few rows of B at a time pass over a part of K that stays in the first cache.
 template <int ROWS, int M, int BLOCKS, class T>
 void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int64_t apart, int64_t piece) {
-  constexpr int kTogether = M == 1 ? 1 : 16;
-  constexpr int64_t kPart = M <= 2 ? kSpan : kSpan / 2;
+  constexpr bool kInOrder = M <= 3;
+  constexpr int kTogether = kInOrder ? 1 : 8;
+  constexpr int64_t kPart = kInOrder ? kSpan : kSpan / 2;
   const int64_t end = first + count, row_bytes = p.ldb / 2;
-  // Further on in the row, and beyond the last row where the next piece's begin; or for several rows of A some rows on.
-  Ahead ahead{M == 1 ? 512 : row_bytes, M == 1 ? 1024 : 4 * row_bytes, M == 1 && ROWS > 1 ? (piece - apart) * row_bytes : 0, 0};
+  // Further on in the row, and beyond the last row where the next piece's begin; or else in the next rows.
+  Ahead ahead{kInOrder ? 512 : row_bytes, kInOrder ? 1024 : 2 * row_bytes, kInOrder && ROWS > 1 ? (piece - apart) * row_bytes : 0,
+              0};
   const auto span_at = [&](int64_t row, int64_t from) { return Span{row, apart, from, std::min(p.k, from + kPart)}; };
   Nested<ROWS> nested(p);
   if (nested.is() && count) {
@@ -244,7 +250,7 @@ void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int
 // Several rows at a time, far apart: memory serves some streams better than one.
 template <int M, int BLOCKS, class T>
 void run_as(const Product& p, const float* x, int64_t first, int64_t last) {
-  constexpr int kRows = M == 1 ? 4 : 2;
+  constexpr int kRows = M <= 2 ? 4 : M == 3 ? 3 : 2;  // what registers hold the sums of
   const int64_t apart = (last - first) / kRows;
   rows_of<kRows, M, BLOCKS, T>(p, x, first, apart, apart, last - first);
   rows_of<1, M, BLOCKS, T>(p, x, first + kRows * apart, last - first - kRows * apart, 0, last - first);

@@ -121,6 +121,14 @@ def _require_cpu() -> None:
 
     if "cpu" not in ops.registered():
         raise Unusable(f"our operators are not registered on cpu: {ops.failures().get('cpu', 'unknown reason')}")
+    from bitsandbytes import cextension
+
+    if isinstance(cextension.lib, cextension.ErrorHandlerMockBNBNativeLibrary):
+        raise Unusable(
+            "bitsandbytes has not loaded its own library, so that plain torch would answer for it, several times "
+            "slower. Where it looks for a GPU's, which is not installed, CUDA_VISIBLE_DEVICES= (empty) makes it load "
+            "the CPU's."
+        )
 
 
 def run_model(out: Output, size: str, isa: str | None, threads: int | None, quick: bool) -> bool:
