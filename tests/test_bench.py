@@ -113,6 +113,7 @@ def test_one_operator_quickly_with_a_picture(one_thread, monkeypatch, tmp_path) 
     monkeypatch.setattr(common, "ROTATED", 1)
     measured = {"copy_gbps": 20.0, "read_gbps": 10.0}
     monkeypatch.setattr(common.Report, "measure_bandwidth", lambda self: vars(self).update(measured))
+    monkeypatch.setattr(bench, "_rival_answers", lambda: True)  # in the tests' own process it may not have
     picture = tmp_path / "bench.png"
     options = ["--quick", "--device", "cpu", "--operator", "quantize_blockwise", "--plot", str(picture), "--json"]
     result = CliRunner().invoke(app, ["bench", *options])
@@ -125,6 +126,21 @@ def test_one_operator_quickly_with_a_picture(one_thread, monkeypatch, tmp_path) 
     unknown = CliRunner().invoke(app, ["bench", "--device", "cpu", "--operator", "fly"])
     assert unknown.exit_code == 2
     assert "not known; there are Linear8bitLt, dequantize_4bit" in unknown.stderr
+
+
+def test_beside_the_xpu_no_plain_torch_stands_for_upstreams_cpu_kernels(one_thread, monkeypatch) -> None:
+    monkeypatch.setattr(common, "ROTATED", 1)
+    measured = {"copy_gbps": 20.0, "read_gbps": 10.0}
+    monkeypatch.setattr(common.Report, "measure_bandwidth", lambda self: vars(self).update(measured))
+    monkeypatch.setattr(bench, "_rival_answers", lambda: False)
+    result = CliRunner().invoke(app, ["bench", "--quick", "--operator", "quantize_blockwise", "--json"])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    devices = json.loads(result.stdout)["devices"]
+    for row in devices["cpu"]["rows"]:
+        assert row["ours_ms"] > 0
+        assert row["upstream_ms"] is row["ratio"] is None
+    assert "bench --device cpu measures it" in devices["cpu"]["notes"][0]
+    assert all(row["ratio"] for row in devices["xpu"]["rows"])
 
 
 def test_every_operator_has_a_benchmark() -> None:

@@ -83,6 +83,7 @@ class Report:
         operators: time these alone; empty for all.
         advance: called before each case with a text that names it.
         caller_processors: those that the calling thread keeps to while it is timed; empty for any.
+        rival: whether upstream's kernels answer on this device; if not, ours are timed alone.
     """
 
     device: str
@@ -94,6 +95,7 @@ class Report:
     copy_gbps: float = 0.0
     read_gbps: float = 0.0
     caller_processors: frozenset[int] = frozenset()
+    rival: bool = True
     _peaks: dict[torch.dtype, float] = field(default_factory=dict)
 
     def some(self, values: Sequence[_T], *chosen: _T) -> Sequence[_T]:
@@ -183,7 +185,7 @@ class Report:
         if self.quick:
             rounds, repeats = LEAST_ROUNDS, min(repeats, 2)
         runs = {"ours": run}
-        if upstream:
+        if upstream and self.rival:
             runs["upstream"] = run if upstream is True else upstream
         if other:
             runs["other"] = other[1]
@@ -198,7 +200,7 @@ class Report:
         if operations is not None:
             row.limit_ms = max(row.limit_ms or 0, operations / self.peak(unit) * 1e3)
         goals = []
-        if ratio is not None:
+        if ratio is not None and self.rival:
             goals.append((f"≥ {ratio:g} ×", (row.ratio or 0) >= ratio))
         if share is not None:
             goals.append((f"≥ {share:.0%}", (row.share or 0) >= share))
