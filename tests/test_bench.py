@@ -108,12 +108,17 @@ def test_held_out_text_is_not_trained_on() -> None:
     assert trained.dtype == held_out.dtype == torch.uint8
 
 
-def test_one_operator_quickly_with_a_picture(one_thread, monkeypatch, tmp_path) -> None:
-    pytest.importorskip("matplotlib")
+@pytest.fixture
+def known_bandwidth(one_thread, monkeypatch) -> None:
+    """Little memory, and no time for its bandwidth."""
     monkeypatch.setattr(common, "ROTATED", 1)
     measured = {"copy_gbps": 20.0, "read_gbps": 10.0}
     monkeypatch.setattr(common.Report, "measure_bandwidth", lambda self: vars(self).update(measured))
-    monkeypatch.setattr(bench, "_rival_answers", lambda: True)  # in the tests' own process it may not have
+
+
+def test_one_operator_quickly_with_a_picture(known_bandwidth, monkeypatch, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(common, "has_upstream", lambda: True)  # in the tests' own process it may not have
     picture = tmp_path / "bench.png"
     options = ["--quick", "--device", "cpu", "--operator", "quantize_blockwise", "--plot", str(picture), "--json"]
     result = CliRunner().invoke(app, ["bench", *options])
@@ -128,11 +133,8 @@ def test_one_operator_quickly_with_a_picture(one_thread, monkeypatch, tmp_path) 
     assert "not known; there are Linear8bitLt, dequantize_4bit" in unknown.stderr
 
 
-def test_beside_the_xpu_no_plain_torch_stands_for_upstreams_cpu_kernels(one_thread, monkeypatch) -> None:
-    monkeypatch.setattr(common, "ROTATED", 1)
-    measured = {"copy_gbps": 20.0, "read_gbps": 10.0}
-    monkeypatch.setattr(common.Report, "measure_bandwidth", lambda self: vars(self).update(measured))
-    monkeypatch.setattr(bench, "_rival_answers", lambda: False)
+def test_beside_the_xpu_no_plain_torch_stands_for_upstreams_cpu_kernels(known_bandwidth, monkeypatch) -> None:
+    monkeypatch.setattr(common, "has_upstream", lambda: False)
     result = CliRunner().invoke(app, ["bench", "--quick", "--operator", "quantize_blockwise", "--json"])
     assert result.exit_code == 0, result.output + repr(result.exception)
     devices = json.loads(result.stdout)["devices"]

@@ -201,14 +201,12 @@ def test_large_results_take_no_more_memory_than_they_have(python):
     code = (
         WORK
         + """
-def resident():
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) << 10
+from bitsandbytes_intel.bench.whole_model import _Memory
 A = torch.randn(5632, 2048)
 w.quantize_4bit(A, 4096, "nf4", torch.uint8)
-before = resident()
+before = _Memory.now()
 held = [w.quantize_4bit(A, 4096, "nf4", torch.uint8) for _ in range(16)]
-grown, needed = resident() - before, sum(codes.nbytes for codes, _ in held[1:])  # the first was there
+grown, needed = _Memory.now() - before, sum(codes.nbytes for codes, _ in held[1:])  # the first was there
 assert grown < 1.03 * needed, (grown, needed)
 """
     )

@@ -343,6 +343,9 @@ def test_held_to_what_the_cpu_lacks(machine):
         pytest.skip("this CPU has every instruction set that can be named")
     lines = machine.lines(BNB_INTEL_ISA=lacking[-1])
     expect(lines["BNB_INTEL_ISA"], doctor.FAULT, lacking[-1], "unset it")
+
+
+def test_an_instruction_set_that_kept_operators_away():
     failed = {"registered": {}, "failures": {"cpu": "KernelError: BNB_INTEL_ISA: no AMX"}, "replaced": {}}
     (line, _) = doctor.operators({"operators": failed})
     expect(line, doctor.FAULT, "no AMX", "see the faults above")

@@ -223,8 +223,7 @@ void rows_of(const Product& p, const float* x, int64_t first, int64_t count, int
   constexpr int64_t kPart = kInOrder ? kSpan : kSpan / 2;
   const int64_t end = first + count, row_bytes = p.ldb / 2;
   // Further on in the row, and beyond the last row where the next piece's begin; or else in the next rows.
-  Ahead ahead{kInOrder ? 512 : row_bytes, kInOrder ? 1024 : 2 * row_bytes, kInOrder && ROWS > 1 ? (piece - apart) * row_bytes : 0,
-              0};
+  Ahead ahead = kInOrder ? Ahead{512, 1024, ROWS > 1 ? (piece - apart) * row_bytes : 0, 0} : Ahead{row_bytes, 2 * row_bytes, 0, 0};
   const auto span_at = [&](int64_t row, int64_t from) { return Span{row, apart, from, std::min(p.k, from + kPart)}; };
   Nested<ROWS> nested(p);
   if (nested.is() && count) {

@@ -83,7 +83,6 @@ class Report:
         operators: time these alone; empty for all.
         advance: called before each case with a text that names it.
         caller_processors: those that the calling thread keeps to while it is timed; empty for any.
-        rival: whether upstream's kernels answer on this device; if not, ours are timed alone.
     """
 
     device: str
@@ -95,7 +94,6 @@ class Report:
     copy_gbps: float = 0.0
     read_gbps: float = 0.0
     caller_processors: frozenset[int] = frozenset()
-    rival: bool = True
     _peaks: dict[torch.dtype, float] = field(default_factory=dict)
 
     def some(self, values: Sequence[_T], *chosen: _T) -> Sequence[_T]:
@@ -138,6 +136,11 @@ class Report:
     def on_cpu(self) -> bool:
         """Whether these are the CPU's operators."""
         return self.device == "cpu"
+
+    @property
+    def rival(self) -> bool:
+        """Whether upstream answers; without its library for CPUs plain torch would, and ours are timed alone."""
+        return not self.on_cpu or has_upstream()
 
     def time(
         self,

@@ -64,9 +64,7 @@ def run_operators(
             if device == "xpu":
                 environment.require_xpu(setup)
             else:
-                _require_cpu()
-                if devices == ("cpu",):
-                    _require_rival()
+                _require_cpu(rival=devices == ("cpu",))
             task = progress.add_task(f"{device}: bandwidth", total=1)
 
             def name_it(text: str, task: TaskID = task, device: str = device) -> None:
@@ -78,8 +76,7 @@ def run_operators(
             report = common.Report(device, quick, operators, name_it)
             if device == "xpu":
                 report.caller_processors = setup.caller_processors
-            elif not _rival_answers():
-                report.rival = False
+            if not report.rival:
                 report.notes.append(
                     "bitsandbytes has not loaded its library for CPUs beside the XPU and is left out here; "
                     "bench --device cpu measures it."
@@ -124,22 +121,14 @@ def run_operators(
     return True
 
 
-def _require_cpu() -> None:
+def _require_cpu(rival: bool = True) -> None:
+    """Raise Unusable where our operators do not answer on the CPU, or, if the rival is wanted, bitsandbytes' own."""
     from .. import ops
+    from ..bench import common
 
     if "cpu" not in ops.registered():
         raise Unusable(f"our operators are not registered on cpu: {ops.failures().get('cpu', 'unknown reason')}")
-
-
-def _rival_answers() -> bool:
-    """Whether bitsandbytes has loaded a library of its own; otherwise plain torch answers for it, far slower."""
-    from bitsandbytes import cextension
-
-    return not isinstance(cextension.lib, cextension.ErrorHandlerMockBNBNativeLibrary)
-
-
-def _require_rival() -> None:
-    if not _rival_answers():
+    if rival and not common.has_upstream():
         raise Unusable(
             "bitsandbytes has not loaded its own library, so that plain torch would answer for it, several times "
             "slower. Where it looks for a GPU's, which is not installed, CUDA_VISIBLE_DEVICES= (empty) makes it load "
@@ -156,7 +145,6 @@ def run_model(out: Output, size: str, isa: str | None, threads: int | None, quic
 
     _require("transformers", *(() if quick else ("peft",)))
     _require_cpu()
-    _require_rival()
     if isa is not None and isa not in cpu.isas():
         raise Unusable(f"--isa {isa}: this CPU has no more than {list(cpu.isas())[-1]}")
     threads = threads or torch.get_num_threads()
@@ -214,7 +202,6 @@ def run_accuracy(out: Output, steps: int, windows: int) -> bool:
     from .sentences import GROUPS
 
     _require_cpu()
-    _require_rival()
     place = encoder_model.folder()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
