@@ -89,6 +89,9 @@ template <int ROWS, int M, int BLOCKS>
   }
 }
 
+// Statistics are fetched so many bytes ahead: what hardware fetches of so many thin streams beside those of codes is too little.
+constexpr int64_t kStatisticsAhead = 256;
+
 // Elements from to until of ROWS rows of B.
 struct Span {
   int64_t row, apart, from, until;
@@ -107,6 +110,9 @@ class Nested {
     first_ = (begin + span.from) >> p_.shift;
     apart_ = (span.apart * p_.ldb) >> p_.shift;
     count_ = ((begin + span.until - 1) >> p_.shift) - first_ + 1;  // of each row: all begin where a block does
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+      _mm_prefetch(reinterpret_cast<const char*>(p_.statistics.absmax_8bit + first_ + r * apart_ + kStatisticsAhead), _MM_HINT_T0);
   }
   void expect_nothing() { count_ = 0; }
   int64_t expected() const { return count_; }
@@ -175,6 +181,9 @@ void add_span(const Product& p, const float* x, const Span& span, const Span* co
     coming ? nested.expect(*coming) : nested.expect_nothing();
   } else {
     scales = {p.statistics.absmax + (at >> shift), (span.apart * p.ldb) >> shift};
+    for (int r = 0; r < ROWS; r++)
+      for (int64_t i = 0; i < length >> shift; i += 16)
+        _mm_prefetch(reinterpret_cast<const char*>(scales[r] + i) + kStatisticsAhead, _MM_HINT_T0);
   }
   const auto look_up = nested.look_up();
   const float* const at_x = x + from * M;
