@@ -211,10 +211,24 @@ void convert(const float* values, int64_t k, void* out) {
 
 // ---- products -------------------------------------------------------------------------------------------------------
 constexpr int kTile = kRows * kPanel;
+// Elements of K that are multiplied at a time: 32 rows of A and two panels stay in the first cache together. Of more parts they do
+// not, and sums are begun anew each time.
+template <int PARTS>
+constexpr int64_t kAtOnce = PARTS == 1 ? 256 : kPart;
+// Lines that are fetched of the next rows of A in each step of K: as many as 32 rows have, where they meet all panels.
+template <int PARTS>
+constexpr int kFetched = PARTS == 1 ? 4 : 3;
 
-// kRows or twice as many rows of A with one panel or two: sums in tiles 0 to 3, panels in 4 and 5, A in 6 and 7.
+// Bytes from a part of A, or of the panels, to the next, and from a panel to the next.
+struct Strides {
+  int64_t a_part, b_part, panel;
+};
+
+// kRows or twice as many rows of A with one panel or two: sums in tiles 0 to 3, panels in 4 and 5, A in 6 and 7. Lines from `fetch`
+// on are fetched meanwhile; returns where it got to.
 template <int PARTS, int BLOCKS, int PANELS>
-void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, int64_t k, float* c, int64_t width) {
+const char* tiles_of(const char* a, const char* b, const Strides& strides, int64_t height, int64_t k, const char* fetch, float* c,
+                     int64_t width) {
   float* const of_c[] = {c, c + kTile, c + kRows * width, c + kRows * width + kTile};
   alignas(64) float sums[4][kTile];  // from 0 on: a chain of all K would lose what parts are for
   const auto at = [&](int i) { return PARTS == 1 ? of_c[i] : sums[i]; };
@@ -231,13 +245,15 @@ void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, 
     if constexpr (BLOCKS == 2 && PANELS == 2) _tile_zero(3);
   }
   for (const auto& [of_a, of_b] : kProducts<PARTS>) {
-    const uint16_t* x = a + of_a * k * height;
-    const char* y = b + of_b * (k / kStep) * kTileBytes;
-    for (int64_t j = 0; j < k; j += kStep, x += kStep * height, y += kTileBytes) {
+    const char* x = a + of_a * strides.a_part;
+    const char* y = b + of_b * strides.b_part;
+    for (int64_t j = 0; j < k; j += kStep, x += height * 64, y += kTileBytes) {
+#pragma GCC unroll 4
+      for (int line = 0; line < kFetched<PARTS>; line++, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T1);
       _tile_loadd(4, y, 64);
       _tile_loadd(6, x, 64);
-      if constexpr (PANELS == 2) _tile_loadd(5, y + stride, 64);
-      if constexpr (BLOCKS == 2) _tile_loadd(7, x + kRows * kStep, 64);
+      if constexpr (PANELS == 2) _tile_loadd(5, y + strides.panel, 64);
+      if constexpr (BLOCKS == 2) _tile_loadd(7, x + kTileBytes, 64);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (PANELS == 2) _tile_dpbf16ps(1, 5, 6);
       if constexpr (BLOCKS == 2) _tile_dpbf16ps(2, 4, 7);
@@ -254,18 +270,27 @@ void tiles_of(const uint16_t* a, int64_t height, const char* b, int64_t stride, 
       if (i % 2 < PANELS && i / 2 < BLOCKS)
         for (int j = 0; j < kTile; j += 16)
           _mm512_store_ps(of_c[i] + j, _mm512_add_ps(_mm512_load_ps(of_c[i] + j), _mm512_load_ps(sums[i] + j)));
+  return fetch;
 }
 
 template <int PARTS>
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t, float* C) {
-  const uint16_t* const a = static_cast<const uint16_t*>(tile);
-  const char* const b = static_cast<const char*>(panels);
+void multiply(const void* tile, const void* next, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k,
+              int64_t, float* C) {
   const int64_t width = count * kPanel;
-  for (int64_t i = 0; i < count; i += 2) {
-    const bool two = i + 1 < count;
-    const auto run = height == kRows ? (two ? &tiles_of<PARTS, 1, 2> : &tiles_of<PARTS, 1, 1>)
-                                     : (two ? &tiles_of<PARTS, 2, 2> : &tiles_of<PARTS, 2, 1>);
-    run(a, height, b + i * stride, stride, k, C + i * kPanel * kRows, width);
+  const Strides strides{k / kStep * height * 64, k / kStep * kTileBytes, stride};
+  const char* a = static_cast<const char*>(tile);
+  const char* b = static_cast<const char*>(panels);
+  const char* fetch = static_cast<const char*>(next);
+  for (int64_t from = 0; from < k; from += kAtOnce<PARTS>) {
+    const int64_t these = std::min(kAtOnce<PARTS>, k - from);
+    for (int64_t i = 0; i < count; i += 2) {
+      const bool two = i + 1 < count;
+      const auto run = height == kRows ? (two ? &tiles_of<PARTS, 1, 2> : &tiles_of<PARTS, 1, 1>)
+                                       : (two ? &tiles_of<PARTS, 2, 2> : &tiles_of<PARTS, 2, 1>);
+      fetch = run(a, b + i * stride, strides, height, these, fetch, C + i * kPanel * kRows, width);
+    }
+    a += these / kStep * height * 64;
+    b += these / kStep * kTileBytes;
   }
 }
 

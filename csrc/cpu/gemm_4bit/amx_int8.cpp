@@ -118,7 +118,8 @@ void tile_of(const char* a, const char* scales, int64_t height, const char* b, i
   for (int r = 0; r < kPanel; r++) _mm512_store_ps(c + r * kRows, sums[r]);
 }
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t, float* C) {
+void multiply(const void* tile, const void*, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t,
+              float* C) {
   const char* const a = static_cast<const char*>(tile);
   const char* const b = static_cast<const char*>(panels);
   const int64_t width = count * kPanel;

@@ -128,8 +128,8 @@ void tile_of(const float* a, const float* b, int64_t k, int64_t chain, float* c,
   }
 }
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t chain,
-              float* C) {
+void multiply(const void* tile, const void*, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k,
+              int64_t chain, float* C) {
   // clang-format off
   constexpr decltype(&tile_of<1>) kTiles[] = {nullptr,     &tile_of<1>, &tile_of<2>, &tile_of<3>,
                                               &tile_of<4>, &tile_of<5>, &tile_of<6>};

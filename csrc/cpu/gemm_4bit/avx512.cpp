@@ -72,8 +72,8 @@ constexpr decltype(&tile_of<1, PANELS>) kTiles[] = {
     &tile_of<10, PANELS>, &tile_of<11, PANELS>, &tile_of<12, PANELS>, &tile_of<13, PANELS>, &tile_of<14, PANELS>};
 // clang-format on
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t chain,
-              float* C) {
+void multiply(const void* tile, const void*, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k,
+              int64_t chain, float* C) {
   const float* const a = static_cast<const float*>(tile);
   const float* b = static_cast<const float*>(panels);
   const int64_t floats = stride / 4, width = count * kPanel;

@@ -53,7 +53,8 @@ constexpr decltype(&tile_of<1, PANELS>) kTiles[] = {
     &tile_of<10, PANELS>, &tile_of<11, PANELS>, &tile_of<12, PANELS>, &tile_of<13, PANELS>, &tile_of<14, PANELS>};
 // clang-format on
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t, float* C) {
+void multiply(const void* tile, const void*, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t,
+              float* C) {
   const uint32_t* const a = static_cast<const uint32_t*>(tile);
   const uint32_t* const b = static_cast<const uint32_t*>(panels);
   const int64_t dwords = stride / 4, width = count * kPanel;

@@ -94,7 +94,8 @@ constexpr decltype(&tile_of<1, PANELS>) kTiles[] = {
     &tile_of<10, PANELS>, &tile_of<11, PANELS>, &tile_of<12, PANELS>};
 // clang-format on
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t, float* C) {
+void multiply(const void* tile, const void*, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t,
+              float* C) {
   const char* const a = static_cast<const char*>(tile);
   const char* const b = static_cast<const char*>(panels);
   const int64_t width = count * kPanel;

@@ -202,9 +202,14 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
             const int64_t ahead = i + 1 < count ? kPanel * p.ldb / 2 : kPart / 2 - i * kPanel * p.ldb / 2;
             make(n + i * kPanel, from, k, ahead, memory + i * panel_bytes);
           }
-          for (int64_t tile = 0; tile < tiles; tile++)
-            kernel.multiply(packed + tile * tile_bytes + height * from * kernel.element, height, memory, panel_bytes, count, padded,
-                            chain, C + tile * height * width);
+          const auto part_of = [&](int64_t tile, int64_t column) {
+            return packed + tile * tile_bytes + height * column * kernel.element;
+          };
+          for (int64_t tile = 0; tile < tiles; tile++) {
+            const char* const next = tile + 1 < tiles ? part_of(tile + 1, from) : part_of(0, from + k < p.k ? from + k : 0);
+            kernel.multiply(part_of(tile, from), next, height, memory, panel_bytes, count, padded, chain,
+                            C + tile * height * width);
+          }
         }
         kernel.finish(p, C, width, row, rows, n, columns);
       }

@@ -54,9 +54,10 @@ struct Gemm {
   void (*columns)(const ColumnsOfB&, float* values);
   // A panel of values [k][kPanel] in fp32; null where a panel is just that.
   void (*convert)(const float* values, int64_t k, void* panel);
-  // C += tile * panels^T, over k (a multiple of k_multiple) elements; `chain` is chain_of(K), for kernels of fp32.
-  void (*multiply)(const void* tile, int64_t height, const void* panels, int64_t panel_stride, int64_t count, int64_t k,
-                   int64_t chain, float* C);
+  // C += tile * panels^T, over k (a multiple of k_multiple) elements; `next` is what is multiplied after this tile, if
+  // anything is, for kernels that fetch it, and `chain` is chain_of(K), for kernels of fp32.
+  void (*multiply)(const void* tile, const void* next, int64_t height, const void* panels, int64_t panel_stride, int64_t count,
+                   int64_t k, int64_t chain, float* C);
   // `rows` rows of C from row `row` on and columns [n, n + columns), of `width` in C, to out.
   void (*finish)(const Product&, const float* C, int64_t width, int64_t row, int64_t rows, int64_t n, int64_t columns);
   // Around all work of a thread; null for nothing.

@@ -29,8 +29,8 @@ void columns(const ColumnsOfB& b, float* values) {
       values[r * kPanel + i] = b.code[b.codes[r * b.stride + i / 2] >> (i & 1 ? 0 : 4) & 15] * b.scales[r];
 }
 
-void multiply(const void* tile, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k, int64_t chain,
-              float* C) {
+void multiply(const void* tile, const void*, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k,
+              int64_t chain, float* C) {
   const float* const a = static_cast<const float*>(tile);
   for (int64_t i = 0; i < count; i++) {
     const float* const b = reinterpret_cast<const float*>(static_cast<const char*>(panels) + i * stride);
