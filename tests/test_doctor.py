@@ -104,6 +104,13 @@ class Machine:
         text += "".join(f"doctor.{name} = {value!r}\n" for name, value in constants.items())
         (self.site / "sitecustomize.py").write_text(text)
 
+    def emulate(self, cpu: str) -> None:
+        """Another CPU, for the process that looks at it."""
+        python = self.folder / "bin" / "emulated"
+        python.write_text(f'#!/bin/sh\nexec qemu-x86_64 -cpu {cpu} "{self.folder}/bin/python" "$@"\n')
+        python.chmod(0o755)
+        (self.site / "sitecustomize.py").write_text(f"import sys\nsys.executable = {str(python)!r}\n")
+
     def lines(self, **variables: str) -> dict[str, doctor.Line]:
         """What doctor says here, by check; its exit status must agree."""
         limit = self.file_size
@@ -340,7 +347,10 @@ def test_device_selectors(value, gpu, cpu_device):
 def test_held_to_what_the_cpu_lacks(machine):
     lacking = [isa for isa in env.ISAS if isa not in cpu.isas()]
     if not lacking:
-        pytest.skip("this CPU has every instruction set that can be named")
+        if not shutil.which("qemu-x86_64"):
+            pytest.skip("this CPU lacks nothing, and there is no qemu-x86_64 (Debian: qemu-user) for one that does")
+        machine.emulate("Nehalem")
+        lacking = list(env.ISAS[1:])
     lines = machine.lines(BNB_INTEL_ISA=lacking[-1])
     expect(lines["BNB_INTEL_ISA"], doctor.FAULT, lacking[-1], "unset it")
 
