@@ -13,8 +13,10 @@ from helpers import FLOATS, Weight, check_error, check_operator, check_product, 
 
 from bitsandbytes_intel import backward, ops
 
-# N (rows of the weight) and K: whole panels and not, more than one part of N, K in the middle of a byte or of a block
+# N (rows of the weight) and K: whole panels and not, more than one part of N, K in the middle of a byte or of a block,
+# groups of columns that are whole or not
 SHAPES = ((96, 128), (33, 100), (50, 33), (7, 64), (600, 48), (1, 16), (513, 32), (1100, 176), (3, 1))
+SHAPES += ((35, 608), (64, 4096))
 
 
 def transposed(w: Weight, grad: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ namespace {
 #include "avx512_panel.h"
 #include "../tiles_amx.h"
 #include "amx.h"
+#include "amx_finish.h"
 #include "int8_activations.h"
 
 // Of a row of kBlock elements the odd ones come first: the low halves of their codes' bytes.

@@ -85,20 +85,27 @@ void panel(const PanelOfB& b, void* out) {
   }
 }
 
-void columns(const ColumnsOfB& b, float* values) {
+void columns(const ColumnsOfB& b, void* panels) {
   const Table table(b.code);
   const __m256i high_first = _mm256_setr_epi32(4, 0, 4, 0, 4, 0, 4, 0);
+  const float* scales = b.scales;
   for (int64_t r = 0; r < b.rows; r++) {
     const uint8_t* const codes = b.codes + r * b.stride;
-    _mm_prefetch(reinterpret_cast<const char*>(codes + kRowsAhead * b.stride), _MM_HINT_T0);
-    const __m256 scale = _mm256_broadcast_ss(b.scales + r);
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)), twice = _mm_unpacklo_epi8(bytes, bytes);
-    const auto put = [&](int at, __m128i eight) {
-      const __m256i index = _mm256_srlv_epi32(_mm256_cvtepu8_epi32(eight), high_first);
-      _mm256_store_ps(values + r * kPanel + at, _mm256_mul_ps(table.at<0>(index), scale));
-    };
-    put(0, twice);
-    put(8, _mm_srli_si128(twice, 8));
+    prefetch_columns(b, codes);
+    for (int64_t first = 0; first < b.panels; first += b.of_block) {
+      const __m256 scale = _mm256_broadcast_ss(scales++);
+      for (int64_t i = first, last = std::min(b.panels, first + b.of_block); i < last; i++) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i * kPanel / 2));
+        const __m128i twice = _mm_unpacklo_epi8(bytes, bytes);
+        float* const values = reinterpret_cast<float*>(static_cast<char*>(panels) + i * b.panel_stride) + r * kPanel;
+        const auto put = [&](int at, __m128i eight) {
+          const __m256i index = _mm256_srlv_epi32(_mm256_cvtepu8_epi32(eight), high_first);
+          _mm256_store_ps(values + at, _mm256_mul_ps(table.at<0>(index), scale));
+        };
+        put(0, twice);
+        put(8, _mm_srli_si128(twice, 8));
+      }
+    }
   }
 }
 

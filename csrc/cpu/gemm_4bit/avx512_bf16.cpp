@@ -6,7 +6,6 @@ BNB_AVX512_BF16_BEGIN
 namespace bnb::cpu {
 namespace {
 #include "avx512.h"
-#include "avx512_columns.h"
 #include "avx512_finish.h"
 #include "../transpose_avx512.h"
 #include "avx512_pack.h"
@@ -63,9 +62,9 @@ void multiply(const void* tile, const void*, int64_t height, const void* panels,
   if (i < count) (*kTiles<1>[height])(a, b + i * dwords, dwords, k / 2, C + i * kPanel, width);
 }
 
-const Implementation bfloat16_pairs{
-    gemm_4bit_bfloat16, Isa::avx512_bf16,
-    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &columns, &convert_to_pairs<2>, &multiply, &finish, nullptr, nullptr, 8}};
+const Implementation bfloat16_pairs{gemm_4bit_bfloat16, Isa::avx512_bf16,
+                                    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &columns_of_pairs<1, 2>, &convert_to_pairs<2>,
+                                         &multiply, &finish, nullptr, nullptr, 8}};
 
 }  // namespace
 }  // namespace bnb::cpu

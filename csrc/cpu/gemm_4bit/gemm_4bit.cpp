@@ -12,6 +12,8 @@ namespace bnb::cpu {
 
 constinit Slot<Gemm> gemm_4bit_bfloat16{"gemm_4bit_bfloat16"}, gemm_4bit{"gemm_4bit"}, gemm_4bit_int8{"gemm_4bit_int8"};
 constinit Slot<Gemm> gemm_4bit_float16_parts{"gemm_4bit_float16_parts"};
+constinit Slot<Gemm> gemm_4bit_transposed_bfloat16{"gemm_4bit_transposed_bfloat16"};
+constinit Slot<Gemm> gemm_4bit_transposed_float16_parts{"gemm_4bit_transposed_float16_parts"};
 
 Scratch::~Scratch() { std::free(memory_); }
 
@@ -54,6 +56,14 @@ const Gemm& kernel_for(const Product& p) {
   return gemm_4bit.best();
 }
 
+const Gemm& kernel_for_transpose_of(const Product& p) {
+  const bool parts = p.dtype == BNB_FLOAT16 && p.m >= kPartsRows;
+  if (parts || p.dtype == BNB_BFLOAT16)
+    if (const Gemm& best = (parts ? gemm_4bit_transposed_float16_parts : gemm_4bit_transposed_bfloat16).best(); best.max_tile)
+      return best;
+  return kernel_for(p);
+}
+
 // The panel's rows whose parts begin anywhere: odd K, or K that is no multiple of 8.
 void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t first, int64_t k, float* panel) {
   for (int64_t r = 0; r < kPanel; r++) {
@@ -71,10 +81,21 @@ void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t firs
 struct PanelMaker {
   const Product& p;
   const Gemm& kernel;
-  float* scales;  // [k / 8][kPanel] at most
+  float* scales;
   float* values;  // [k][kPanel], for what goes through convert
 
-  void operator()(int64_t n, int64_t first, int64_t k, int64_t ahead, void* panel) const {
+  static constexpr int64_t kPanels = 1, kPanelsOfFew = 2;  // in a group, at least, of many rows of A and of few
+  static int64_t scale_floats(int64_t) { return kPart / 8 * kPanel; }
+
+  void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, int64_t of_group, char* out, int64_t panel_bytes) const {
+    for (int64_t i = 0; i < panels; i++) {
+      // What comes next: the next panel's rows, or after the last the first one's further on.
+      const int64_t ahead = i + 1 < panels ? kPanel * p.ldb / 2 : kPart / 2 - i * kPanel * p.ldb / 2;
+      panel(n + i * kPanel, first, k, ahead, out + i * panel_bytes);
+    }
+  }
+
+  void panel(int64_t n, int64_t first, int64_t k, int64_t ahead, void* panel) const {
     const int64_t rows = std::min<int64_t>(kPanel, p.n - n);
     if (p.ldb % 8 || p.k % 8) {
       float* const target = kernel.convert ? values : static_cast<float*>(panel);
@@ -123,22 +144,29 @@ struct PanelMaker {
 struct ColumnsMaker {
   const Product& p;
   const Gemm& kernel;
-  float* scales;        // [k]
-  float* values;        // [k][kPanel], for what goes through convert
-  int64_t scaled = -1;  // the first row's block, of which the scales are there
+  float* scales;
+  float* values;  // [k][kPanel], for what goes through convert
 
-  void operator()(int64_t n, int64_t first, int64_t k, int64_t, void* panel) {
-    float* const target = kernel.convert ? values : static_cast<float*>(panel);
+  static constexpr int64_t kPanels = 8, kPanelsOfFew = 16;  // a line or two of each row
+  static int64_t scale_floats(int64_t of_group) { return kPart * of_group; }
+
+  void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, int64_t of_group, char* out, int64_t panel_bytes) const {
     if (p.ldb % kPanel || p.n % kPanel) {  // a row of the panel may begin in the middle of a byte, lie in two blocks, or end early
-      anywhere(n, first, k, target);
-    } else {
-      const int64_t begin = first * p.ldb + n;
-      if (!p.rows_aligned || begin >> p.shift != scaled)  // else in the blocks of the columns before
-        for (int64_t r = 0; r < k; r++) scales_of(p.statistics, (begin + r * p.ldb) >> p.shift, 1, scales + r);
-      scaled = begin >> p.shift;
-      kernel.columns({p.B + begin / 2, p.ldb / 2, p.code, scales, k}, target);
+      for (int64_t i = 0; i < panels; i++) {
+        char* const panel = out + i * panel_bytes;
+        anywhere(n + i * kPanel, first, k, kernel.convert ? values : reinterpret_cast<float*>(panel));
+        if (kernel.convert) kernel.convert(values, k, panel);
+      }
+      return;
     }
-    if (kernel.convert) kernel.convert(values, k, panel);
+    // A group begins where a block does, or lies in one; but where rows begin anywhere in blocks, so do its panels.
+    const int64_t together = p.rows_aligned ? panels : 1;
+    const int64_t of_block = p.rows_aligned ? std::min(of_group, p.blocksize / kPanel) : 1, blocks = ceil_div(together, of_block);
+    for (int64_t i = 0; i < panels; i += together) {
+      const int64_t begin = first * p.ldb + n + i * kPanel;
+      for (int64_t r = 0; r < k; r++) scales_of(p.statistics, (begin + r * p.ldb) >> p.shift, blocks, scales + r * blocks);
+      kernel.columns({p.B + begin / 2, p.ldb / 2, p.code, scales, k, together, of_block, panel_bytes}, out + i * panel_bytes);
+    }
   }
 
   void anywhere(int64_t n, int64_t first, int64_t k, float* target) const {
@@ -162,7 +190,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(
       kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) / kernel.max_tile * kernel.max_tile);
-  int64_t panels = p.m >= 64 ? kernel.max_panels : 2;
+  int64_t panels = p.m >= 64 ? std::max(Maker::kPanels, kernel.max_panels) : Maker::kPanelsOfFew;
   if (kernel.panels_of_large && p.m >= 64 && std::min(p.m, block_rows) * padded_k * kernel.element > kStreamedBytes &&
       p.n / (kernel.panels_of_large * kPanel) >= kGroups * thread_count(queue))
     panels = kernel.panels_of_large;
@@ -184,12 +212,12 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
     parallel_for(queue, ceil_div(p.n, wide), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, wide * p.k)),
                  [&](int64_t first, int64_t last) {
       const int64_t panel_bytes = kPart * kPanel * kernel.element, c_floats = tiles * height * wide;
-      const int64_t scale_floats = kPart / 8 * kPanel, value_floats = kernel.convert ? kPart * kPanel : 0;
+      const int64_t scale_floats = Maker::scale_floats(panels), value_floats = kernel.convert ? kPart * kPanel : 0;
       char* const memory =
           static_cast<char*>(panel_scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
       float* const C = reinterpret_cast<float*>(memory + panels * panel_bytes);
       float* const scales = C + c_floats;
-      Maker make{p, kernel, scales, scales + scale_floats};
+      const Maker make{p, kernel, scales, scales + scale_floats};
       if (kernel.begin) kernel.begin();
       for (int64_t group = first; group < last; group++) {
         const int64_t n = group * wide, columns = std::min(wide, p.n - n), count = ceil_div(columns, kPanel);
@@ -197,11 +225,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
         std::memset(C, 0, static_cast<size_t>(tiles * height * width) * 4);
         for (int64_t from = 0; from < p.k; from += kPart) {
           const int64_t k = std::min(kPart, p.k - from), padded = ceil_div(k, kernel.k_multiple) * kernel.k_multiple;
-          for (int64_t i = 0; i < count; i++) {
-            // What comes next: the next panel's rows, or after the last the first one's further on.
-            const int64_t ahead = i + 1 < count ? kPanel * p.ldb / 2 : kPart / 2 - i * kPanel * p.ldb / 2;
-            make(n + i * kPanel, from, k, ahead, memory + i * panel_bytes);
-          }
+          make(n, from, k, count, panels, memory, panel_bytes);
           const auto part_of = [&](int64_t tile, int64_t column) {
             return packed + tile * tile_bytes + height * column * kernel.element;
           };
@@ -280,7 +304,7 @@ int cgemm_4bit_transposed(int dtype, int64_t m, int64_t n, int64_t k, const void
     // To the kernels it is a product like the others, whose weights have k rows of n.
     const Product p = product_of(dtype, m, k, n, A, B, statistics, nullptr, data_type, out, lda, ldb, ldc, blocksize, nullptr);
     if (m <= 0 || k <= 0) return;
-    gemm<ColumnsMaker>(p, kernel_for(p), queue);
+    gemm<ColumnsMaker>(p, kernel_for_transpose_of(p), queue);
   });
 }
 

@@ -1,7 +1,7 @@
 // gemm_4bit on CPUs: B is dequantised a panel at a time, which stays in the caches, and multiplied with tiles of A.
 //
 // A panel is kPanel rows of B and a part of K, column by column: [k][kPanel] for fp32, [k / 2][kPanel][2] for bfloat16; as AMX's
-// tiles want it, row by row.
+// tiles want it, row by row. For the product with B's transpose it is kPanel columns and a part of the rows, in the same order.
 // Its products are summed up in fp32, in C [rows of A][panels * kPanel], or as finish wants it.
 #pragma once
 #include "product_4bit.h"
@@ -31,14 +31,21 @@ struct PanelOfB {
   int64_t ahead;        // bytes from a row to what is read next, to be prefetched
 };
 
-// A part of kPanel columns of B, which begins at a whole byte.
+// A part of columns of B, of which each kPanel begin at a whole byte.
 struct ColumnsOfB {
   const uint8_t* codes;  // of the first row's
   int64_t stride;        // bytes from a row to the next
   const float* code;
-  const float* scales;  // [rows]
+  const float* scales;  // [rows][panels / of_block, rounded up]
   int64_t rows;
+  int64_t panels;
+  int64_t of_block;      // panels that share a row's scale
+  int64_t panel_stride;  // bytes from a panel to the next
 };
+
+inline void prefetch_columns(const ColumnsOfB& b, const uint8_t* row) {
+  for (int64_t i = 0; i < b.panels * kPanel / 2; i += 64) __builtin_prefetch(row + kRowsAhead * b.stride + i);
+}
 
 struct Gemm {
   int64_t max_tile;      // rows of A in a tile, at most
@@ -50,8 +57,8 @@ struct Gemm {
   // columns from first on, as far as the next multiple of k_multiple.
   void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
   void (*panel)(const PanelOfB&, void* panel);
-  // The same of B's transpose, in fp32: values [rows][kPanel]; null where gradients do not come.
-  void (*columns)(const ColumnsOfB&, float* values);
+  // The same of B's transpose, all panels of a group; null where gradients do not come.
+  void (*columns)(const ColumnsOfB&, void* panels);
   // A panel of values [k][kPanel] in fp32; null where a panel is just that.
   void (*convert)(const float* values, int64_t k, void* panel);
   // C += tile * panels^T, over k (a multiple of k_multiple) elements; `next` is what is multiplied after this tile, if
@@ -70,6 +77,8 @@ struct Gemm {
 extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;
 // For many rows of float16, by products of bfloat16; nothing (max_tile 0) without AMX.
 extern Slot<Gemm> gemm_4bit_float16_parts;
+// In place of both for B's transpose; nothing (max_tile 0) without AMX.
+extern Slot<Gemm> gemm_4bit_transposed_bfloat16, gemm_4bit_transposed_float16_parts;
 // With A in int8, for those who ask for it; nothing (max_tile 0) without VNNI. K and blocks are multiples of 64.
 extern Slot<Gemm> gemm_4bit_int8;
 

@@ -23,10 +23,16 @@ void panel(const PanelOfB& b, void* out) {
       values[k * kPanel + r] = b.code[b.rows[r][k >> 1] >> (k & 1 ? 0 : 4) & 15] * b.scales[k / b.granule * kPanel + r];
 }
 
-void columns(const ColumnsOfB& b, float* values) {
-  for (int64_t r = 0; r < b.rows; r++)
-    for (int i = 0; i < kPanel; i++)
-      values[r * kPanel + i] = b.code[b.codes[r * b.stride + i / 2] >> (i & 1 ? 0 : 4) & 15] * b.scales[r];
+void columns(const ColumnsOfB& b, void* panels) {
+  const int64_t blocks = ceil_div(b.panels, b.of_block);
+  for (int64_t i = 0; i < b.panels; i++) {
+    float* const values = reinterpret_cast<float*>(static_cast<char*>(panels) + i * b.panel_stride);
+    for (int64_t r = 0; r < b.rows; r++) {
+      const uint8_t* const codes = b.codes + r * b.stride + i * kPanel / 2;
+      const float scale = b.scales[r * blocks + i / b.of_block];
+      for (int j = 0; j < kPanel; j++) values[r * kPanel + j] = b.code[codes[j / 2] >> (j & 1 ? 0 : 4) & 15] * scale;
+    }
+  }
 }
 
 void multiply(const void* tile, const void*, int64_t height, const void* panels, int64_t stride, int64_t count, int64_t k,

@@ -32,7 +32,7 @@ BENCHMARKS = (
     "optimizer_8bit_blockwise",
     "optimizer_32bit",
 )
-CPU_BENCHMARKS = (*BENCHMARKS, "peers")  # the peers are of the CPU alone
+CPU_BENCHMARKS = (*BENCHMARKS, "gemm_4bit_transposed", "peers")  # these are of the CPU alone
 LEAST_ROUNDS = 3
 ROTATED = 256 << 20  # bytes of operands in rotation: more than any cache
 _PAUSE = 0.02  # seconds: another library's threads may go on spinning after their work
