@@ -37,8 +37,8 @@ constexpr int64_t kGrain = 1 << 16;
 constexpr int64_t kPackedBytes = 16 << 20;
 // Of packed rows of A, from where on caches do not keep them.
 constexpr int64_t kStreamedBytes = 6 << 20;
-// Of panels, for each thread, so that they can still be shared out well.
-constexpr int64_t kGroups = 8;
+// Of panels, for each of several threads, so that they can be shared out among cores that are not equally fast.
+constexpr int64_t kGroups = 4;
 // The most blocks that a part of K can be.
 constexpr int64_t kMostGranules = kPart / 32;
 // Of A, from where on products of its parts are faster.
@@ -84,7 +84,8 @@ struct PanelMaker {
   float* scales;
   float* values;  // [k][kPanel], for what goes through convert
 
-  static constexpr int64_t kPanels = 1, kPanelsOfFew = 2;  // in a group, at least, of many rows of A and of few
+  // In a group, with many rows of A (or more), with few, and at least.
+  static constexpr int64_t kPanels = 1, kPanelsOfFew = 2, kLeastPanels = 2;
   static int64_t scale_floats(int64_t) { return kPart / 8 * kPanel; }
 
   void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, int64_t of_group, char* out, int64_t panel_bytes) const {
@@ -147,7 +148,7 @@ struct ColumnsMaker {
   float* scales;
   float* values;  // [k][kPanel], for what goes through convert
 
-  static constexpr int64_t kPanels = 8, kPanelsOfFew = 16;  // a line or two of each row
+  static constexpr int64_t kPanels = 8, kPanelsOfFew = 16, kLeastPanels = 4;  // a line of each row, two, or half of one
   static int64_t scale_floats(int64_t of_group) { return kPart * of_group; }
 
   void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, int64_t of_group, char* out, int64_t panel_bytes) const {
@@ -190,11 +191,12 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   };
   const int64_t block_rows = std::max<int64_t>(
       kernel.max_tile, kPackedBytes / std::max<int64_t>(1, padded_k * kernel.element) / kernel.max_tile * kernel.max_tile);
+  const int64_t threads = thread_count(queue);
   int64_t panels = p.m >= 64 ? std::max(Maker::kPanels, kernel.max_panels) : Maker::kPanelsOfFew;
   if (kernel.panels_of_large && p.m >= 64 && std::min(p.m, block_rows) * padded_k * kernel.element > kStreamedBytes &&
-      p.n / (kernel.panels_of_large * kPanel) >= kGroups * thread_count(queue))
+      p.n / (kernel.panels_of_large * kPanel) >= 2 * kGroups * threads)
     panels = kernel.panels_of_large;
-  while (panels > 4 && ceil_div(p.n, panels * kPanel) < thread_count(queue)) panels /= 2;
+  while (threads > 1 && panels > Maker::kLeastPanels && ceil_div(p.n, panels * kPanel) < kGroups * threads) panels /= 2;
   for (int64_t row = 0; row < p.m; row += block_rows) {
     const int64_t rows = std::min(block_rows, p.m - row);
     const int64_t height = height_of(rows), tiles = ceil_div(rows, height);
