@@ -93,11 +93,11 @@ struct Work {
 }  // namespace
 
 void share_out(const BnbThreads& threads, int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  constexpr int64_t kFewest = 4, kMost = 16;  // pieces of a share: less work than that is not worth sharing
+  constexpr int64_t kMost = 16;  // pieces of a share
   const int64_t workers = std::min<int64_t>(threads.count(), ceil_div(n, grain));
   if (workers <= 1) return body(0, n, context);
   const int64_t share = ceil_div(n, workers), pieces = std::min(share / grain, kMost);
-  if (pieces < kFewest) return threads.parallel_for(0, n, grain, body, context);
+  if (pieces < kFewestPieces) return threads.parallel_for(0, n, grain, body, context);
   Work work{std::vector<Share>(static_cast<size_t>(workers)), ceil_div(share, pieces), body, context};
   for (int64_t i = 0; i < workers; i++) {
     Share& its = work.shares[static_cast<size_t>(i)];

@@ -71,6 +71,8 @@ struct Implementation {
 };
 
 // ---- threads --------------------------------------------------------------------------------------------------------
+// Of a thread's share, which other threads take from when theirs is done; work of fewer is divided once.
+constexpr int64_t kFewestPieces = 4;
 // body(first, last, context) on parts of [0, n), on as many of the caller's threads as have grain to do.
 void share_out(const BnbThreads& threads, int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 

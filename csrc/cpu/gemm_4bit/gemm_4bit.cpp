@@ -37,8 +37,6 @@ constexpr int64_t kGrain = 1 << 16;
 constexpr int64_t kPackedBytes = 16 << 20;
 // Of packed rows of A, from where on caches do not keep them.
 constexpr int64_t kStreamedBytes = 6 << 20;
-// Of panels, for each of several threads, so that they can be shared out among cores that are not equally fast.
-constexpr int64_t kGroups = 4;
 // The most blocks that a part of K can be.
 constexpr int64_t kMostGranules = kPart / 32;
 // Of A, from where on products of its parts are faster.
@@ -182,6 +180,17 @@ struct ColumnsMaker {
   }
 };
 
+// Panels of a group: the most that leave each thread kFewestPieces, so that they are shared out among cores that are not equally
+// fast; if even the least do not, the most that leave it one.
+int64_t fitted(int64_t most, int64_t least, int64_t n, int64_t threads) {
+  if (threads == 1) return most;
+  const auto groups = [n](int64_t panels) { return ceil_div(n, panels * kPanel); };
+  for (int64_t panels = most; panels >= least; panels /= 2)
+    if (groups(panels) >= kFewestPieces * threads) return panels;
+  while (most > 4 && groups(most) < threads) most /= 2;
+  return most;
+}
+
 template <class Maker>
 void gemm(const Product& p, const Gemm& kernel, void* queue) {
   const int64_t padded_k = ceil_div(p.k, kernel.k_multiple) * kernel.k_multiple, chain = chain_of(p.k);
@@ -194,9 +203,9 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   const int64_t threads = thread_count(queue);
   int64_t panels = p.m >= 64 ? std::max(Maker::kPanels, kernel.max_panels) : Maker::kPanelsOfFew;
   if (kernel.panels_of_large && p.m >= 64 && std::min(p.m, block_rows) * padded_k * kernel.element > kStreamedBytes &&
-      p.n / (kernel.panels_of_large * kPanel) >= 2 * kGroups * threads)
+      p.n / (kernel.panels_of_large * kPanel) >= 2 * kFewestPieces * threads)
     panels = kernel.panels_of_large;
-  while (threads > 1 && panels > Maker::kLeastPanels && ceil_div(p.n, panels * kPanel) < kGroups * threads) panels /= 2;
+  panels = fitted(panels, Maker::kLeastPanels, p.n, threads);
   for (int64_t row = 0; row < p.m; row += block_rows) {
     const int64_t rows = std::min(block_rows, p.m - row);
     const int64_t height = height_of(rows), tiles = ceil_div(rows, height);
