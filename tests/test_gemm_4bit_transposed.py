@@ -30,7 +30,7 @@ def transposed(w: Weight, grad: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("nested", [False, True])
 def test_it_is_the_product_with_the_weight(device, dtype, nested) -> None:
     turns = itertools.cycle(itertools.product((32, 64, 4096), ("nf4", "fp4")))
-    for (n, k), m in itertools.product(SHAPES, (1, 2, 5, 15, 33, 70)):
+    for (n, k), m in itertools.product(SHAPES, (1, 2, 5, 15, 33, 70, 129)):
         blocksize, quant_type = next(turns)
         w = Weight.random(n, k, blocksize=blocksize, quant_type=quant_type, nested=nested, seed=n + m)
         grad = torch.randn(m, n, generator=generator(m)).to(dtype)

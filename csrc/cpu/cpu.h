@@ -53,8 +53,7 @@ struct Slot : SlotBase {
   constexpr explicit Slot(const char* name) : SlotBase(name) {}
 
   // The best that is usable here.
-  const Function& best() const {
-    const uint32_t mask = usable();
+  const Function& best(uint32_t mask = usable()) const {
     for (int isa = kIsas; isa-- > 1;)
       if (present[isa] && mask >> isa & 1) return by_isa[isa];
     return by_isa[0];

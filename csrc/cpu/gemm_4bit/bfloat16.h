@@ -83,19 +83,19 @@ void columns_of_pairs(const ColumnsOfB& b, void* out) {
     prefetch_columns(b, second);
     for (int64_t block = 0; block < blocks; block++) {
       const float* const scales = b.scales + r * blocks + block;
-      __m256i of_first[PARTS], of_both[PARTS] = {};
-      split(_mm512_mul_ps(code, _mm512_set1_ps(scales[0])), of_first);
-      if (both) split(_mm512_mul_ps(code, _mm512_set1_ps(scales[blocks])), of_both);
+      __m256i of_first_row[PARTS], of_second_row[PARTS] = {};
+      split(_mm512_mul_ps(code, _mm512_set1_ps(scales[0])), of_first_row);
+      if (both) split(_mm512_mul_ps(code, _mm512_set1_ps(scales[blocks])), of_second_row);
       __m512i table[PARTS];
 #pragma GCC unroll 2
-      for (int i = 0; i < PARTS; i++) table[i] = _mm512_inserti64x4(_mm512_castsi256_si512(of_first[i]), of_both[i], 1);
+      for (int i = 0; i < PARTS; i++) table[i] = _mm512_inserti64x4(_mm512_castsi256_si512(of_first_row[i]), of_second_row[i], 1);
       const int64_t end = std::min(b.panels, (block + 1) * b.of_block);
       for (int64_t panel = block * b.of_block; panel < end; panel += kWide) {
         const int64_t these = std::min<int64_t>(kWide, end - panel), at = panel * kPanel / 2;
         const __mmask8 mask = static_cast<__mmask8>((1 << these) - 1);
-        const __m512i upper = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi64(mask, first + at));
-        const __m512i lower = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi64(mask, second + at));
-        const __m512i bytes = _mm512_or_si512(upper, _mm512_slli_epi16(lower, 8));
+        const __m512i bytes_of_first = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi64(mask, first + at));
+        const __m512i bytes_of_second = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi64(mask, second + at));
+        const __m512i bytes = _mm512_or_si512(bytes_of_first, _mm512_slli_epi16(bytes_of_second, 8));
         char* to = static_cast<char*>(out) + panel * b.panel_stride + r * 32;
 #pragma GCC unroll 4
         for (int i = 0; i < kWide; i++, to += b.panel_stride) {

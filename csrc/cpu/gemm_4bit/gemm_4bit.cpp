@@ -47,19 +47,20 @@ thread_local Scratch packed_scratch, panel_scratch;
 
 float code_at(const Product& p, int64_t at) { return p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15]; }
 
-const Gemm& kernel_for(const Product& p) {
-  if (p.dtype == BNB_BFLOAT16) return gemm_4bit_bfloat16.best();
+const Gemm& kernel_for(const Product& p, uint32_t isas = usable()) {
+  if (p.dtype == BNB_BFLOAT16) return gemm_4bit_bfloat16.best(isas);
   if (p.dtype == BNB_FLOAT16 && p.m >= kPartsRows)
-    if (const Gemm& parts = gemm_4bit_float16_parts.best(); parts.max_tile) return parts;
-  return gemm_4bit.best();
+    if (const Gemm& parts = gemm_4bit_float16_parts.best(isas); parts.max_tile) return parts;
+  return gemm_4bit.best(isas);
 }
 
 const Gemm& kernel_for_transpose_of(const Product& p) {
+  const uint32_t isas = usable();  // once: another thread may force others meanwhile
   const bool parts = p.dtype == BNB_FLOAT16 && p.m >= kPartsRows;
   if (parts || p.dtype == BNB_BFLOAT16)
-    if (const Gemm& best = (parts ? gemm_4bit_transposed_float16_parts : gemm_4bit_transposed_bfloat16).best(); best.max_tile)
+    if (const Gemm& best = (parts ? gemm_4bit_transposed_float16_parts : gemm_4bit_transposed_bfloat16).best(isas); best.max_tile)
       return best;
-  return kernel_for(p);
+  return kernel_for(p, isas);
 }
 
 // The panel's rows whose parts begin anywhere: odd K, or K that is no multiple of 8.
@@ -86,7 +87,7 @@ struct PanelMaker {
   static constexpr int64_t kPanels = 1, kPanelsOfFew = 2, kLeastPanels = 2;
   static int64_t scale_floats(int64_t) { return kPart / 8 * kPanel; }
 
-  void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, int64_t of_group, char* out, int64_t panel_bytes) const {
+  void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, char* out, int64_t panel_bytes) const {
     for (int64_t i = 0; i < panels; i++) {
       // What comes next: the next panel's rows, or after the last the first one's further on.
       const int64_t ahead = i + 1 < panels ? kPanel * p.ldb / 2 : kPart / 2 - i * kPanel * p.ldb / 2;
@@ -147,9 +148,9 @@ struct ColumnsMaker {
   float* values;  // [k][kPanel], for what goes through convert
 
   static constexpr int64_t kPanels = 8, kPanelsOfFew = 16, kLeastPanels = 4;  // a line of each row, two, or half of one
-  static int64_t scale_floats(int64_t of_group) { return kPart * of_group; }
+  static int64_t scale_floats(int64_t panels) { return kPart * panels; }
 
-  void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, int64_t of_group, char* out, int64_t panel_bytes) const {
+  void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, char* out, int64_t panel_bytes) const {
     if (p.ldb % kPanel || p.n % kPanel) {  // a row of the panel may begin in the middle of a byte, lie in two blocks, or end early
       for (int64_t i = 0; i < panels; i++) {
         char* const panel = out + i * panel_bytes;
@@ -158,14 +159,18 @@ struct ColumnsMaker {
       }
       return;
     }
-    // A group begins where a block does, or lies in one; but where rows begin anywhere in blocks, so do its panels.
-    const int64_t together = p.rows_aligned ? panels : 1;
-    const int64_t of_block = p.rows_aligned ? std::min(of_group, p.blocksize / kPanel) : 1, blocks = ceil_div(together, of_block);
-    for (int64_t i = 0; i < panels; i += together) {
-      const int64_t begin = first * p.ldb + n + i * kPanel;
-      for (int64_t r = 0; r < k; r++) scales_of(p.statistics, (begin + r * p.ldb) >> p.shift, blocks, scales + r * blocks);
-      kernel.columns({p.B + begin / 2, p.ldb / 2, p.code, scales, k, together, of_block, panel_bytes}, out + i * panel_bytes);
+    // A group begins where a block does, or lies in one; where rows begin anywhere in blocks, its panels do not share scales.
+    const int64_t of_block = p.rows_aligned ? p.blocksize / kPanel : 1, blocks = ceil_div(panels, of_block);
+    const int64_t begin = first * p.ldb + n;
+    for (int64_t r = 0; r < k; r++) {
+      const int64_t row = begin + r * p.ldb;
+      if (p.rows_aligned) {
+        scales_of(p.statistics, row >> p.shift, blocks, scales + r * blocks);
+      } else {
+        for (int64_t i = 0; i < panels; i++) scales_of(p.statistics, (row + i * kPanel) >> p.shift, 1, scales + r * panels + i);
+      }
     }
+    kernel.columns({p.B + begin / 2, p.ldb / 2, p.code, scales, k, panels, of_block, panel_bytes}, out);
   }
 
   void anywhere(int64_t n, int64_t first, int64_t k, float* target) const {
@@ -181,7 +186,7 @@ struct ColumnsMaker {
 };
 
 // Panels of a group: the most that leave each thread kFewestPieces, so that they are shared out among cores that are not equally
-// fast; if even the least do not, the most that leave it one.
+// fast. Where even the least do not, narrow groups gain nothing: the most that leave it one, or four.
 int64_t fitted(int64_t most, int64_t least, int64_t n, int64_t threads) {
   if (threads == 1) return most;
   const auto groups = [n](int64_t panels) { return ceil_div(n, panels * kPanel); };
@@ -236,7 +241,7 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
         std::memset(C, 0, static_cast<size_t>(tiles * height * width) * 4);
         for (int64_t from = 0; from < p.k; from += kPart) {
           const int64_t k = std::min(kPart, p.k - from), padded = ceil_div(k, kernel.k_multiple) * kernel.k_multiple;
-          make(n, from, k, count, panels, memory, panel_bytes);
+          make(n, from, k, count, memory, panel_bytes);
           const auto part_of = [&](int64_t tile, int64_t column) {
             return packed + tile * tile_bytes + height * column * kernel.element;
           };

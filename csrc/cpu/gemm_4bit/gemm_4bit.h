@@ -1,8 +1,8 @@
 // gemm_4bit on CPUs: B is dequantised a panel at a time, which stays in the caches, and multiplied with tiles of A.
 //
 // A panel is kPanel rows of B and a part of K, column by column: [k][kPanel] for fp32, [k / 2][kPanel][2] for bfloat16; as AMX's
-// tiles want it, row by row. For the product with B's transpose it is kPanel columns and a part of the rows, in the same order.
-// Its products are summed up in fp32, in C [rows of A][panels * kPanel], or as finish wants it.
+// tiles want it, row by row. For the product with B's transpose it is kPanel columns and a part of the rows: [k][kPanel], or [k /
+// 2][kPanel][2] for every bfloat16. Its products are summed up in fp32, in C [rows of A][panels * kPanel], or as finish wants it.
 #pragma once
 #include "product_4bit.h"
 
@@ -57,7 +57,7 @@ struct Gemm {
   // columns from first on, as far as the next multiple of k_multiple.
   void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
   void (*panel)(const PanelOfB&, void* panel);
-  // The same of B's transpose, all panels of a group; null where gradients do not come.
+  // The same of B's transpose, panels side by side; null where gradients do not come.
   void (*columns)(const ColumnsOfB&, void* panels);
   // A panel of values [k][kPanel] in fp32; null where a panel is just that.
   void (*convert)(const float* values, int64_t k, void* panel);
@@ -77,7 +77,7 @@ struct Gemm {
 extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;
 // For many rows of float16, by products of bfloat16; nothing (max_tile 0) without AMX.
 extern Slot<Gemm> gemm_4bit_float16_parts;
-// In place of both for B's transpose; nothing (max_tile 0) without AMX.
+// In place of gemm_4bit_bfloat16 and gemm_4bit_float16_parts for B's transpose; nothing (max_tile 0) without AMX.
 extern Slot<Gemm> gemm_4bit_transposed_bfloat16, gemm_4bit_transposed_float16_parts;
 // With A in int8, for those who ask for it; nothing (max_tile 0) without VNNI. K and blocks are multiples of 64.
 extern Slot<Gemm> gemm_4bit_int8;

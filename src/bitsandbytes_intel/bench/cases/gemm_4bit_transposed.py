@@ -23,10 +23,10 @@ ROWS: dict[torch.dtype, tuple[int, ...]] = {
 }
 
 
-def call(weights: list[tuple[torch.Tensor, torch.Tensor]], m: int, dtype: torch.dtype) -> Run:
-    """The backward pass of a product of m rows; the forward pass is done."""
-    code, grad = F.get_4bit_type("nf4", device="cpu"), torch.randn(m, N).to(dtype)
-    x = torch.randn(m, K).to(dtype).requires_grad_()
+def call(weights: list[tuple[torch.Tensor, torch.Tensor]], grad: torch.Tensor) -> Run:
+    """The backward pass of a product whose gradient is given; the forward pass is done."""
+    code, dtype = F.get_4bit_type("nf4", device="cpu"), grad.dtype
+    x = torch.randn(len(grad), K).to(dtype).requires_grad_()
     products = [
         bitsandbytes.matmul_4bit(x, codes.t(), F.QuantState(absmax, torch.Size((N, K)), code, 64, "nf4", dtype))
         for codes, absmax in weights
@@ -42,7 +42,7 @@ def add_rows(report: Report) -> None:
         for m in report.some(ROWS[dtype], 128):
             grad = torch.randn(m, N).to(dtype)
             report.time(
-                backward.NAME, f"M = {m} {name_of(dtype)}", call(weights, m, dtype), rounds=5, repeats=2,
+                backward.NAME, f"M = {m} {name_of(dtype)}", call(weights, grad), rounds=5, repeats=2,
                 other=("torch, dense", lambda i, grad=grad, dense=dense: grad @ dense[i % len(dense)]),
                 operations=2 * m * N * K, unit=dtype,
             )  # fmt: skip
