@@ -7,7 +7,6 @@ namespace bnb::cpu {
 namespace {
 #include "avx512.h"
 #include "../transpose_avx512.h"
-#include "avx512_panel.h"
 #include "../tiles_amx.h"
 #include "amx.h"
 #include "amx_finish.h"
@@ -144,16 +143,10 @@ void convert(const float* values, int64_t k, void* out) {
     for (int h = 0; h < 2; h++)
       for (int j = 0; j < kPanel; j++) {
         const int64_t at = from + h * kStep + 2 * j;
-        if constexpr (PARTS == 1) {
-          halves[0][h][j] = pairs_of(row(at), row(at + 1));
-        } else {
-          __m256i even[PARTS], odd[PARTS];
-          split(row(at), even);
-          split(row(at + 1), odd);
+        __m512i pairs[PARTS];
+        pairs_of_parts(row(at), row(at + 1), pairs);
 #pragma GCC unroll 2
-          for (int i = 0; i < PARTS; i++)
-            halves[i][h][j] = interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(even[i]), odd[i], 1));
-        }
+        for (int i = 0; i < PARTS; i++) halves[i][h][j] = pairs[i];
       }
 #pragma GCC unroll 2
     for (int i = 0; i < PARTS; i++) {

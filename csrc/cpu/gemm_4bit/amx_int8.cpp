@@ -11,7 +11,6 @@ namespace bnb::cpu {
 namespace {
 #include "avx512.h"
 #include "../transpose_avx512.h"
-#include "avx512_panel.h"
 #include "../tiles_amx.h"
 #include "amx.h"
 #include "amx_finish.h"

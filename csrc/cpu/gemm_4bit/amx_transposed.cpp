@@ -32,20 +32,6 @@ void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t f
   }
 }
 
-// [PARTS][k / 2][kPanel][2]
-template <int PARTS>
-void convert(const float* values, int64_t k, void* out) {
-  const auto row = [&](int64_t i) { return i < k ? _mm512_loadu_ps(values + i * kPanel) : _mm512_setzero_ps(); };
-  for (int64_t i = 0; i < filled(k); i += 2) {
-    __m256i even[PARTS], odd[PARTS];
-    split(row(i), even);
-    split(row(i + 1), odd);
-    for (int j = 0; j < PARTS; j++)
-      _mm512_store_si512(static_cast<char*>(out) + (j * filled(k) + i) * kPanel * 2,
-                         interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(even[j]), odd[j], 1)));
-  }
-}
-
 template <class T, int PARTS>
 constexpr Gemm kGemm{32,
                      16,
@@ -55,7 +41,7 @@ constexpr Gemm kGemm{32,
                      &pack<T, PARTS>,
                      nullptr,
                      &columns_of_pairs<PARTS, kStep>,
-                     &convert<PARTS>,
+                     &convert_to_pairs<PARTS, kStep>,
                      &multiply<PARTS, true>,
                      &finish,
                      &begin,

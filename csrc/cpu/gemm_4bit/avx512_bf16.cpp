@@ -63,8 +63,8 @@ void multiply(const void* tile, const void*, int64_t height, const void* panels,
 }
 
 const Implementation bfloat16_pairs{gemm_4bit_bfloat16, Isa::avx512_bf16,
-                                    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &columns_of_pairs<1, 2>, &convert_to_pairs<2>,
-                                         &multiply, &finish, nullptr, nullptr, 8}};
+                                    Gemm{14, 1, 2, 2, 4, &pack, &panel_of_pairs<2>, &columns_of_pairs<1, 2>,
+                                         &convert_to_pairs<1, 2>, &multiply, &finish, nullptr, nullptr, 8}};
 
 }  // namespace
 }  // namespace bnb::cpu

@@ -1,4 +1,5 @@
-// Panels of bfloat16 pairs, [k / 2][kPanel][2]: after avx512.h, inside the region of an instruction set with AVX512-BF16.
+// Panels of bfloat16 pairs, [k / 2][kPanel][2]: after avx512.h, and avx512_panel.h for panel_of_pairs, inside the
+// region of an instruction set with AVX512-BF16.
 // A weight is code * scale, rounded once: CUDA's.
 
 // Two columns of k, of which the low half and the high half of a vector are, lane by lane.
@@ -9,6 +10,41 @@ __m512i interleaved(__m512i halves) {
 }
 __m512i pairs_of(__m512 even, __m512 odd) { return interleaved((__m512i)_mm512_cvtne2ps_pbh(odd, even)); }
 
+// ---- parts ----------------------------------------------------------------------------------------------------------
+// A value of more bits than bfloat16's is the sum of PARTS that are bfloat16: two hold all of a float16, and 16 bits of a weight.
+// One is the value, rounded, as CUDA's.
+
+// The largest part first. What is not finite is the last alone, which meets but the first of the other side: inf * 0 is no number.
+// So inf * inf is none either, here.
+template <int PARTS>
+void split(__m512 x, __m256i (&part)[PARTS]) {
+  static_assert(PARTS <= 2);
+  if constexpr (PARTS == 2) {
+    constexpr int kNotFinite = 0x99;
+    const __m512 most = _mm512_set1_ps(0x1.fep127f), least = _mm512_set1_ps(-0x1.fep127f);
+    const __mmask16 finite = _knot_mask16(_mm512_fpclass_ps_mask(x, kNotFinite));
+    const __m512 near = _mm512_maskz_max_ps(finite, _mm512_min_ps(x, most), least);
+    part[0] = (__m256i)_mm512_cvtneps_pbh(near);
+    x = _mm512_mask_sub_ps(x, finite, x, widened(part[0]));
+  }
+  part[PARTS - 1] = (__m256i)_mm512_cvtneps_pbh(x);
+}
+
+// The same two columns, part by part.
+template <int PARTS>
+void pairs_of_parts(__m512 even, __m512 odd, __m512i (&pairs)[PARTS]) {
+  if constexpr (PARTS == 1) {
+    pairs[0] = pairs_of(even, odd);
+  } else {
+    __m256i of_even[PARTS], of_odd[PARTS];
+    split(even, of_even);
+    split(odd, of_odd);
+#pragma GCC unroll 2
+    for (int i = 0; i < PARTS; i++) pairs[i] = interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(of_even[i]), of_odd[i], 1));
+  }
+}
+
+// ---- panels ---------------------------------------------------------------------------------------------------------
 template <int MULTIPLE>
 void fill_up(char* panel, int64_t k) {
   for (; k % MULTIPLE; k += 2) _mm512_store_si512(panel + k / 2 * 64, _mm512_setzero_si512());
@@ -29,34 +65,18 @@ void panel_of_pairs(const PanelOfB& b, void* out) {
   fill_up<MULTIPLE>(pairs, b.k);
 }
 
-template <int MULTIPLE>
+// One panel for each part.
+template <int PARTS, int MULTIPLE>
 void convert_to_pairs(const float* values, int64_t k, void* out) {
-  char* const pairs = static_cast<char*>(out);
+  const int64_t part_bytes = ceil_div(k, MULTIPLE) * MULTIPLE * kPanel * 2;
   for (int64_t i = 0; i < k; i += 2) {
-    const __m512 odd = i + 1 < k ? _mm512_loadu_ps(values + (i + 1) * kPanel) : _mm512_setzero_ps();
-    _mm512_store_si512(pairs + i / 2 * 64, pairs_of(_mm512_loadu_ps(values + i * kPanel), odd));
+    __m512i pairs[PARTS];
+    pairs_of_parts(_mm512_loadu_ps(values + i * kPanel),
+                   i + 1 < k ? _mm512_loadu_ps(values + (i + 1) * kPanel) : _mm512_setzero_ps(), pairs);
+#pragma GCC unroll 2
+    for (int j = 0; j < PARTS; j++) _mm512_store_si512(static_cast<char*>(out) + j * part_bytes + i / 2 * 64, pairs[j]);
   }
-  fill_up<MULTIPLE>(pairs, k + k % 2);
-}
-
-// ---- parts ----------------------------------------------------------------------------------------------------------
-// A value of more bits than bfloat16's is the sum of PARTS that are bfloat16: two hold all of a float16, and 16 bits of a weight.
-// One is the value, rounded, as CUDA's.
-
-// The largest part first. What is not finite is the last alone, which meets but the first of the other side: inf * 0 is no number.
-// So inf * inf is none either, here.
-template <int PARTS>
-void split(__m512 x, __m256i (&part)[PARTS]) {
-  static_assert(PARTS <= 2);
-  if constexpr (PARTS == 2) {
-    constexpr int kNotFinite = 0x99;
-    const __m512 most = _mm512_set1_ps(0x1.fep127f), least = _mm512_set1_ps(-0x1.fep127f);
-    const __mmask16 finite = _knot_mask16(_mm512_fpclass_ps_mask(x, kNotFinite));
-    const __m512 near = _mm512_maskz_max_ps(finite, _mm512_min_ps(x, most), least);
-    part[0] = (__m256i)_mm512_cvtneps_pbh(near);
-    x = _mm512_mask_sub_ps(x, finite, x, widened(part[0]));
-  }
-  part[PARTS - 1] = (__m256i)_mm512_cvtneps_pbh(x);
+  for (int j = 0; j < PARTS; j++) fill_up<MULTIPLE>(static_cast<char*>(out) + j * part_bytes, k + k % 2);
 }
 
 // Panels of B's transpose, one for each part: two rows of B make a row of pairs. It is the table of weights, code * scale, that is
