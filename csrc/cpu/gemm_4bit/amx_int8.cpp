@@ -15,6 +15,7 @@ namespace {
 #include "amx.h"
 #include "amx_finish.h"
 #include "int8_activations.h"
+#include "avx512_quantized.h"
 
 // Of a row of kBlock elements the odd ones come first: the low halves of their codes' bytes.
 // Of each block [height / kRows][kBlock / 4][kRows][4], then the scales.
@@ -29,7 +30,9 @@ void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_
         quads[r] = _mm512_setzero_si512();
         scales[from + r] = 0;
         if (from + r >= rows) continue;
-        const __m512i codes = quantized(static_cast<const T*>(p.A) + (row + from + r) * p.lda + k, scales[from + r]);
+        alignas(64) int8_t in_order[kBlock];
+        scales[from + r] = quantized(static_cast<const T*>(p.A) + (row + from + r) * p.lda + k, in_order);
+        const __m512i codes = _mm512_load_si512(in_order);
         const __m256i odd = _mm512_cvtepi16_epi8(_mm512_srli_epi16(codes, 8)), even = _mm512_cvtepi16_epi8(codes);
         quads[r] = _mm512_inserti64x4(_mm512_castsi256_si512(odd), even, 1);
       }
@@ -41,7 +44,7 @@ void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_
 
 // Of each block [kPanel][kBlock], then the scales.
 void panel(const PanelOfB& b, void* out) {
-  const __m512i table = table_in_bytes(b.code, 0), nibble = _mm512_set1_epi8(15);
+  const __m512i table = _mm512_broadcast_i32x4(table_in_bytes(b.code, 0)), nibble = _mm512_set1_epi8(15);
   const __m512i shift = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
   const int64_t row_of_scales = b.granule / kBlock;
   for (int64_t k = 0, i = 0; k < b.k; k += kBlock, i++) {

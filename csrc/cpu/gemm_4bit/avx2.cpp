@@ -6,6 +6,9 @@ BNB_AVX2_BEGIN
 namespace bnb::cpu {
 namespace {
 #include "avx2.h"
+#include "../transpose_avx2.h"
+#include "avx2_finish.h"
+#include "avx2_panel.h"
 
 template <class T>
 void pack_as(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, float* out) {
@@ -26,63 +29,22 @@ void pack(const Product& p, int64_t row, int64_t rows, int64_t height, int64_t f
   pack_as<bfloat16>(p, row, rows, height, first, last, out);
 }
 
-// Rows become columns.
-void transpose(__m256i (&r)[8]) {
-  __m256i t[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  __m256i u[8];
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; i++) {
-    u[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    u[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm256_permute2x128_si256(u[i], u[4 + i], 0x20);
-    r[4 + i] = _mm256_permute2x128_si256(u[i], u[4 + i], 0x31);
-  }
-}
-
 void panel(const PanelOfB& b, void* out) {
   const Planes planes(b.code);
   // Byte t of four dwords side by side.
   const __m256i by_byte = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  for (int64_t half_of = 0; half_of < kPanel; half_of += 8) {
-    for (int64_t from = 0; from < b.k; from += 64) {
-      const int64_t dwords = std::min<int64_t>(8, (b.k - from) / 8);
-      const __m256i mask = first_dwords(dwords);
-      __m256i rows[8];
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; i++) {
-        const uint8_t* const codes = b.rows[half_of + i] + from / 2;
-        rows[i] = _mm256_maskload_epi32(reinterpret_cast<const int*>(codes), mask);
-        _mm_prefetch(reinterpret_cast<const char*>(codes + b.ahead), _MM_HINT_T1);
-      }
-      transpose(rows);
-      alignas(32) __m256i columns[8];
-      for (int i = 0; i < 8; i++) columns[i] = rows[i];
-      for (int64_t i = 0; i < dwords; i++) {
-        const int64_t k = from + 8 * i;
-        const __m256 scale = _mm256_loadu_ps(b.scales + k / b.granule * kPanel + half_of);
-        float* const values = static_cast<float*>(out) + k * kPanel + half_of;
-        const __m256i bytes = _mm256_shuffle_epi8(columns[i], by_byte);
-        __m256 high[4], low[4];
-        planes.high(bytes, high);
-        planes.low(bytes, low);
+  for_each_dword(b, [&](int64_t row, int64_t k, __m256i dword, __m256 scale) {
+    float* const values = static_cast<float*>(out) + k * kPanel + row;
+    const __m256i bytes = _mm256_shuffle_epi8(dword, by_byte);
+    __m256 high[4], low[4];
+    planes.high(bytes, high);
+    planes.low(bytes, low);
 #pragma GCC unroll 4
-        for (int t = 0; t < 4; t++) {
-          _mm256_store_ps(values + 2 * t * kPanel, _mm256_mul_ps(high[t], scale));
-          _mm256_store_ps(values + (2 * t + 1) * kPanel, _mm256_mul_ps(low[t], scale));
-        }
-      }
+    for (int t = 0; t < 4; t++) {
+      _mm256_store_ps(values + 2 * t * kPanel, _mm256_mul_ps(high[t], scale));
+      _mm256_store_ps(values + (2 * t + 1) * kPanel, _mm256_mul_ps(low[t], scale));
     }
-  }
+  });
 }
 
 void columns(const ColumnsOfB& b, void* panels) {
@@ -144,26 +106,6 @@ void multiply(const void* tile, const void*, int64_t height, const void* panels,
   for (int64_t i = 0; i < count; i++)
     kTiles[height](static_cast<const float*>(tile), static_cast<const float*>(panels) + i * stride / 4, k, chain, C + i * kPanel,
                    count * kPanel);
-}
-
-template <class T>
-void finish_as(const Product& p, const float* C, int64_t width, int64_t row, int64_t rows, int64_t n, int64_t columns) {
-  const T* const bias = static_cast<const T*>(p.bias);
-  for (int64_t r = 0; r < rows; r++) {
-    T* const out = static_cast<T*>(p.out) + (row + r) * p.ldc + n;
-    int64_t i = 0;
-    for (; i + 8 <= columns; i += 8) {
-      __m256 sum = _mm256_loadu_ps(C + r * width + i);
-      if (bias) sum = _mm256_add_ps(sum, load(bias + n + i));
-      store(out + i, sum);
-    }
-    for (; i < columns; i++) out[i] = from_float<T>(C[r * width + i] + (bias ? to_float(bias[n + i]) : 0.0f));
-  }
-}
-void finish(const Product& p, const float* C, int64_t width, int64_t row, int64_t rows, int64_t n, int64_t columns) {
-  if (p.dtype == BNB_FLOAT32) return finish_as<float>(p, C, width, row, rows, n, columns);
-  if (p.dtype == BNB_FLOAT16) return finish_as<half>(p, C, width, row, rows, n, columns);
-  finish_as<bfloat16>(p, C, width, row, rows, n, columns);
 }
 
 constexpr Gemm kGemm{6, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};

@@ -11,6 +11,7 @@ namespace {
 #include "../lanes_avx2.h"
 #include "../int8_lanes_avx2.h"
 #include "words_avx2.h"
+#include "../transpose_avx2.h"
 
 #include "kernel.h"
 

@@ -24,26 +24,3 @@ BNB_INLINE Words load_bytes(const void* p, int64_t bytes) {
   __builtin_memcpy(copy, p, static_cast<size_t>(bytes));
   return load_words(copy);
 }
-
-BNB_INLINE void transpose(Words (&x)[8]) {
-  Words y[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    y[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    x[i] = _mm256_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm256_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm256_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm256_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    y[i] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x20);
-    y[i + 4] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x31);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) x[i] = y[i];
-}
