@@ -19,7 +19,7 @@ import guarded
 import torch
 from helpers import FLOATS, Weight, check_product, exactly_equal, generator, short
 
-from bitsandbytes_intel import reference
+from bitsandbytes_intel import cpu, reference
 
 SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 64, 100, 127, 128, 129, 255, 256, 257, 264, 511, 513, 1000, 1016, 2047, 2048,
          2049, 2056, 4095, 4096, 4097, 8184, 8191, 8192, 8193, 8200, 16385, 20000, 24591)  # fmt: skip
@@ -129,6 +129,14 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
                 assert out.canary_is_alive(), "bytes outside the result were written"
                 assert not scratch or scratch.canary_is_alive(), "bytes outside the scratch were written"
                 check_product(out.tensor.view(m, n).clone(), A, w.exact(), bias)
+                if kernels.queue is None and datatype is None and name == "gemm_4bit":
+                    with cpu.int8_activations():
+                        kernels.product(
+                            name, dtype, m, n, k, a, b, statistics, None, quant_type,
+                            out.address, blocksize, memory.hold(bias), None,
+                        )  # fmt: skip
+                    assert out.canary_is_alive(), "bytes outside the result of int8 were written"
+                    count += 1
             count += 1
             if name == "gemm_4bit" and kernels.queue is None:
                 gradient(kernels, dtype, w, m, place)

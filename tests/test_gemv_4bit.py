@@ -145,14 +145,15 @@ def test_inputs_that_are_not_contiguous(layout, device):
     check_product(result, x.cpu(), w.exact())
 
 
-def test_the_table_is_the_callers(device):
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+def test_the_table_is_the_callers(dtype, device):
     """gemv_4bit multiplies with the values that it is given, whatever they are."""
-    w = Weight.random(9, 96)
-    A = activation(1, 96)
-    code = torch.randn(16, generator=generator(3))
-    result = ops.gemv_4bit(A.to(device), w.packed.to(device), [9, 96], w.absmax.to(device), code.to(device), 64)
-    expected = reference.gemv_4bit(A, w.packed, [9, 96], w.absmax, code, 64)
-    torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=1e-5)
+    w = Weight.random(9, 128)
+    A = activation(1, 128, dtype=dtype)
+    code = torch.randn(16, generator=generator(3)) * 9
+    result = ops.gemv_4bit(A.to(device), w.packed.to(device), [9, 128], w.absmax.to(device), code.to(device), 64)
+    codes = torch.cat([w.packed >> 4, w.packed & 15], dim=1).view(9, 128)
+    check_product(result, A, code[codes.long()] * w.absmax.repeat_interleave(64).view(9, 128))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
@@ -169,17 +170,44 @@ def test_special_values_stay_in_their_row_and_block(k, dtype, device):
     check_product(result[:, clean], A, w.exact()[clean])
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_special_activation_reaches_every_row(value, device):
+def test_special_activation_reaches_every_row(value, dtype, device):
     w = Weight.random(12, 64, quant_type="nf4")
     w.packed[:] = torch.where(w.packed & 15 == 7, 0, w.packed)
     w.packed[:] = torch.where(w.packed >> 4 == 7, 0, w.packed)  # no weight of zero: inf * 0 is NaN
-    A = activation(1, 64)
+    A = activation(1, 64, dtype=dtype)
     A[0, 33] = value
-    result = w.to(device).gemv(A.to(device)).cpu()
-    expected = A @ w.exact().T
+    result = w.to(device).gemv(A.to(device)).cpu().float()
+    expected = A.float() @ w.exact().T
     assert torch.equal(result.isnan(), expected.isnan())
     assert torch.equal(result.nan_to_num(), expected.nan_to_num()) or bool(expected.isnan().all())
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+def test_small_activations_beside_a_large_one(quant_type, dtype, m, device):
+    """The large one meets weights of zero: nothing of the result is its."""
+    w = Weight.random(12, 256, quant_type=quant_type)
+    zero = int((reference.codebook(quant_type) == 0).nonzero()[0])
+    codes = w.packed.view(12, 128)
+    codes[:, 16] = zero << 4 | (codes[:, 16] & 15)
+    A = activation(m, 256, dtype=dtype)
+    A = torch.where(A.abs() < 0.25, 0.25, A)
+    A[:, 32] = 2.0**15 if dtype == torch.bfloat16 else 2.0**12
+    check_product(w.to(device).gemm(A.to(device)), A, w.exact())
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-30, 1e-7, 1e4, 1e30, 1e36])
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
+def test_activations_of_any_magnitude(dtype, scale, m, device):
+    w = Weight.random(12, 192)
+    A = (activation(m, 192).clamp(-2, 2).double() * scale).to(dtype)
+    A = torch.where(A.isfinite(), A, 1.0)  # of float16 many are not
+    w.absmax.div_(64)  # no sum is infinite
+    check_product(w.to(device).gemm(A.to(device)), A, w.exact())
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])

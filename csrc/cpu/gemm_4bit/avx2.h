@@ -1,6 +1,6 @@
 // What the AVX2 files of gemm_4bit and gemv_4bit share: to be included inside their region and unnamed namespace.
 
-__m256 load(const float* in) { return _mm256_loadu_ps(in); }
+inline __m256 load(const float* in) { return _mm256_loadu_ps(in); }
 __m256 load(const half* in) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))); }
 __m256 load(const bfloat16* in) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
@@ -71,7 +71,7 @@ struct Planes {
 };
 
 // Loads of the first `count` dwords of 8, and of nothing else.
-__m256i first_dwords(int64_t count) {
+inline __m256i first_dwords(int64_t count) {
   const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min<int64_t>(count, 8))), lane);
 }

@@ -42,8 +42,9 @@ void panel(const PanelOfB& b, void* out) {
   });
 }
 
-const Implementation int8{gemm_4bit_int8, Isa::avx512_vnni,
-                          Gemm{kRows, 1, kBlock, kElement, 4, &pack, &panel, nullptr, nullptr, &multiply, &finish, nullptr, nullptr}};
+const Implementation int8{
+    gemm_4bit_int8, Isa::avx512_vnni,
+    Gemm{kRows, 1, kBlock, kElement, 4, &pack, &panel, nullptr, nullptr, &multiply, &finish, nullptr, nullptr}};
 
 }  // namespace
 }  // namespace bnb::cpu

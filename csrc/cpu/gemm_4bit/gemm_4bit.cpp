@@ -47,7 +47,7 @@ thread_local Scratch packed_scratch, panel_scratch;
 
 float code_at(const Product& p, int64_t at) { return p.code[p.B[at >> 1] >> (at & 1 ? 0 : 4) & 15]; }
 
-const Gemm& kernel_for(const Product& p, uint32_t isas = usable()) {
+const Gemm& kernel_for(const Product& p, uint32_t isas) {
   if (p.dtype == BNB_BFLOAT16) return gemm_4bit_bfloat16.best(isas);
   if (p.dtype == BNB_FLOAT16 && p.m >= kPartsRows)
     if (const Gemm& parts = gemm_4bit_float16_parts.best(isas); parts.max_tile) return parts;
@@ -55,7 +55,7 @@ const Gemm& kernel_for(const Product& p, uint32_t isas = usable()) {
 }
 
 const Gemm& kernel_for_transpose_of(const Product& p) {
-  const uint32_t isas = usable();  // once: another thread may force others meanwhile
+  const uint32_t isas = usable();
   const bool parts = p.dtype == BNB_FLOAT16 && p.m >= kPartsRows;
   if (parts || p.dtype == BNB_BFLOAT16)
     if (const Gemm& best = (parts ? gemm_4bit_transposed_float16_parts : gemm_4bit_transposed_bfloat16).best(isas); best.max_tile)
@@ -258,11 +258,13 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
   }
 }
 
-void gemv(const Product& p, const Gemv& kernel, void* queue) {
-  float* const x = packed_scratch.floats(p.m * ceil_div(p.k, kernel.step) * kernel.step);
-  kernel.prepare(p, x);
+bool gemv(const Product& p, const Gemv& kernel, void* queue) {
+  if (p.m > kernel.max_rows) return false;
+  float* const x = packed_scratch.floats(p.m * ceil_div(p.k, kernel.step) * kernel.floats);
+  if (!kernel.prepare(p, x)) return false;
   parallel_for(queue, p.n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, p.k)),
                [&](int64_t first, int64_t last) { kernel.run(p, x, first, last); });
+  return true;
 }
 
 std::atomic<bool> int8_activations{false};
@@ -270,12 +272,15 @@ constexpr int64_t kInt8Rows = 8, kInt8Block = 64;  // of A, from where on int8 i
 
 void product(const Product& p, bool may_be_int8, void* queue) {
   if (p.m <= 0 || p.n <= 0) return;
+  const uint32_t isas = usable();  // once: another thread may force others meanwhile
   if (may_be_int8 && int8_activations.load(std::memory_order_relaxed) && p.m >= kInt8Rows && p.rows_aligned &&
       p.blocksize >= kInt8Block && p.k % kInt8Block == 0)
-    if (const Gemm& int8 = gemm_4bit_int8.best(); int8.max_tile) return gemm<PanelMaker>(p, int8, queue);
-  const Gemv& few = gemv_4bit.best();
-  if (p.m <= few.max_rows && p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) return gemv(p, few, queue);
-  gemm<PanelMaker>(p, kernel_for(p), queue);
+    if (const Gemm& int8 = gemm_4bit_int8.best(isas); int8.max_tile) return gemm<PanelMaker>(p, int8, queue);
+  if (p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) {
+    if (p.dtype != BNB_FLOAT32 && gemv(p, gemv_4bit_words.best(isas), queue)) return;
+    if (gemv(p, gemv_4bit.best(isas), queue)) return;
+  }
+  gemm<PanelMaker>(p, kernel_for(p, isas), queue);
 }
 
 Product product_of(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B, const BnbStatistics* statistics,

@@ -4,7 +4,8 @@
 
 constexpr int64_t kQuads = kBlock / 4;
 constexpr int64_t kVectors = kPanel / kWide;  // of a panel's column
-// Of a block: of tiles for each row, and of a panel. Blocks lie closer than kElement says, lest half of the first cache is left out.
+// Of a block: of tiles for each row, and of a panel. Blocks lie closer than kElement says, lest half of the first cache is left
+// out.
 constexpr int64_t kTileBlock = kBlock + 8, kPanelBlock = kPanel * (kBlock + 4);
 
 // Of each block [kBlock / 4][height][4], then the scales, then what sums of products begin with.

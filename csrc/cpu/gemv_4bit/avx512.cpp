@@ -26,10 +26,9 @@ void prepare_as(const Product& p, float* x) {
       for (int j = 0; j < 8; j++) _mm512_storeu_ps(x + 16 * j, _mm512_i32gather_ps(eighth, values + (j ^ 1), 4));
     }
 }
-void prepare(const Product& p, float* x) {
-  if (p.dtype == BNB_FLOAT32) return prepare_as<float>(p, x);
-  if (p.dtype == BNB_FLOAT16) return prepare_as<half>(p, x);
-  prepare_as<bfloat16>(p, x);
+bool prepare(const Product& p, float* x) {
+  with_dtype(p.dtype, [&](auto zero) { prepare_as<decltype(zero)>(p, x); });
+  return true;
 }
 
 // The scales of 128 codes, lane by lane; BLOCKS: so many blocks are in them.
@@ -283,7 +282,9 @@ void run(const Product& p, const float* x, int64_t first, int64_t last) {
   kRuns[p.m](p, x, first, last);
 }
 
-const Implementation dots{gemv_4bit, Isa::avx512, Gemv{4, kStep, &prepare, &run}};
+// A look-up of 32 words takes two instructions here, as two of 16 floats do.
+const Implementation no_words{gemv_4bit_words, Isa::avx512, Gemv{}};
+const Implementation dots{gemv_4bit, Isa::avx512, Gemv{4, kStep, kStep, &prepare, &run}};
 
 }  // namespace
 }  // namespace bnb::cpu

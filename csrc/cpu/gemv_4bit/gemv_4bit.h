@@ -6,13 +6,16 @@ namespace bnb::cpu {
 
 // For B's whose rows are aligned; all else is the way of gemm_4bit.
 struct Gemv {
-  int64_t max_rows;  // of A
-  int64_t step;      // elements of A that are prepared together
-  // x = A in fp32, its elements in the order in which the codes of B are looked up; zeros up to a multiple of step.
-  void (*prepare)(const Product&, float* x);
+  int64_t max_rows = 0;  // of A
+  int64_t step = 0;  // elements of a row of A that are prepared together
+  int64_t floats = 0;  // that they take
+  // x = A in the order in which the codes of B are looked up, zeros up to a multiple of step. False for an A that is not for it.
+  bool (*prepare)(const Product&, float* x) = nullptr;
   // Rows first to last of B.
-  void (*run)(const Product&, const float* x, int64_t first, int64_t last);
+  void (*run)(const Product&, const float* x, int64_t first, int64_t last) = nullptr;
 };
 extern Slot<Gemv> gemv_4bit;
+// The same for float16 and bfloat16, by products of whole numbers; nothing (max_rows 0) where it is no faster.
+extern Slot<Gemv> gemv_4bit_words;
 
 }  // namespace bnb::cpu
