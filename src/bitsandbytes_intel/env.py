@@ -71,7 +71,7 @@ ISA = Variable(
 )
 INT8_ACTIVATIONS = Variable(
     "BNB_INTEL_INT8_ACTIVATIONS",
-    "let gemm_4bit of 8 rows and more on a CPU with AVX512-VNNI quantise its activations to int8: faster, less exact",
+    "let gemm_4bit of 8 rows and more on a CPU with VNNI or AMX quantise its activations to int8: faster, less exact",
     "0",
     _switch,
 )
