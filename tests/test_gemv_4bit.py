@@ -184,18 +184,22 @@ def test_special_activation_reaches_every_row(value, dtype, device):
     assert torch.equal(result.nan_to_num(), expected.nan_to_num()) or bool(expected.isnan().all())
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 3, 5])
+@pytest.mark.parametrize("every", [64, 1024])
+@pytest.mark.parametrize("large", [2**exponent for exponent in (4, 8, 11, 13, 15)])
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("quant_type", QUANT_TYPES)
-def test_small_activations_beside_a_large_one(quant_type, dtype, m, device):
-    """The large one meets weights of zero: nothing of the result is its."""
-    w = Weight.random(12, 256, quant_type=quant_type)
+def test_small_activations_beside_large_ones(quant_type, dtype, large, every, m, device):
+    """The large ones meet weights of zero: nothing of the result is theirs."""
+    w = Weight.random(64, 1024, quant_type=quant_type)
     zero = int((reference.codebook(quant_type) == 0).nonzero()[0])
-    codes = w.packed.view(12, 128)
-    codes[:, 16] = zero << 4 | (codes[:, 16] & 15)
-    A = activation(m, 256, dtype=dtype)
-    A = torch.where(A.abs() < 0.25, 0.25, A)
-    A[:, 32] = 2.0**15 if dtype == torch.bfloat16 else 2.0**12
+    codes = w.packed.view(64, 512)
+    small = codes % 2 * 16 + codes // 16 % 2 + 0x11 * (zero if quant_type == "fp4" else 7)  # the least values and zero
+    codes[:32] = small[:32]
+    codes[:, :: every // 2] = zero << 4 | (codes[:, :: every // 2] & 15)
+    A = activation(m, 1024) / 100
+    A[:, ::every] = large
+    A = A.to(dtype)
     check_product(w.to(device).gemm(A.to(device)), A, w.exact())
 
 

@@ -151,22 +151,52 @@ def refuse(self, name, *args, **kwargs):
         raise OSError("not on this CPU")
     load(self, name, *args, **kwargs)
 ctypes.CDLL.__init__ = refuse
+"""
+VALIDATION = """
 sys.argv = ["bitsandbytes_intel", "--device", "cpu", "--json"]
 runpy.run_module("bitsandbytes_intel", run_name="__main__", alter_sys=True)
 """
+PRODUCTS_OF_WORDS = """
+import bitsandbytes, torch
+from bitsandbytes_intel import cpu, reference
+assert cpu.kernels()["gemv_4bit_words"] == "avx2", cpu.kernels()
+g = torch.Generator().manual_seed(0)
+for dtype in (torch.float16, torch.bfloat16):
+    for kind in ("nf4", "fp4"):
+        for blocksize, k in ((32, 2144), (64, 256), (4096, 4096)):
+            packed = torch.randint(0, 256, (33 * k // 2, 1), dtype=torch.uint8, generator=g)
+            absmax = torch.rand(-(-33 * k // blocksize), generator=g) + 0.1
+            A = torch.randn(1, k, generator=g).to(dtype)
+            result = torch.ops.bitsandbytes.gemm_4bit(A, packed, [33, k], absmax, blocksize, kind, None)
+            weight = reference.dequantize_4bit(packed, absmax, blocksize, kind, [33, k], torch.float32)
+            exact = A.double() @ weight.double().T
+            error = (result.double() - exact).abs() / reference.product_tolerance(A, weight, exact.to(dtype))
+            assert float(error.max()) <= 1, (dtype, kind, blocksize, error)
+print("held")
+"""
+
+
+def emulated(model, code):
+    """The finished process of a CPU that is emulated."""
+    environment = {**os.environ, "BNB_INTEL_VIRTUAL_XPU": "0", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    environment.pop("OPENBLAS_CORETYPE", None)  # numpy's library would take it for this CPU's
+    command = ["qemu-x86_64", "-cpu", model, sys.executable, "-c", WITHOUT_UPSTREAM + code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
 
 
 @pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="qemu-x86_64 (Debian: qemu-user) is not installed")
 def test_every_operator_on_a_cpu_without_avx():
     """The whole validation of the CPU's operators, on a CPU that is emulated."""
-    environment = {**os.environ, "BNB_INTEL_VIRTUAL_XPU": "0", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    environment.pop("OPENBLAS_CORETYPE", None)  # numpy's library would take it for this CPU's
-    done = subprocess.run(
-        ["qemu-x86_64", "-cpu", "Nehalem", sys.executable, "-c", WITHOUT_UPSTREAM],
-        env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = emulated("Nehalem", VALIDATION)
     assert '"scalar"' in done.stdout
     for operator in ops.OPERATORS:
         if "cpu" in operator.devices:
             assert operator.name in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="qemu-x86_64 (Debian: qemu-user) is not installed")
+def test_products_of_words_on_a_cpu_without_vnni():
+    """A CPU with AVX-VNNI multiplies words by it, whatever it is held to."""
+    assert "held" in emulated("Haswell", PRODUCTS_OF_WORDS).stdout

@@ -85,6 +85,18 @@ def test_a_row_of_zeros_is_zero():
         exactly_equal(w.gemm(torch.zeros(9, 128)), torch.zeros(9, 20))
 
 
+@pytest.mark.parametrize("scale", [1e-45, 1e-37, 3e-37, 1e-36, 1e-30])
+def test_activations_near_zero(scale):
+    """Those whose codes float32 cannot reckon are zeros."""
+    w = Weight.random(20, 128)
+    A = (torch.rand(9, 128, generator=generator(1)) + 0.5) * scale
+    with cpu.int8_activations():
+        result = w.gemm(A).double()
+    exact = A.double() @ w.exact().double().T
+    assert bool(((result - exact).abs() <= exact.abs().max() * 1.1).all())
+    assert scale < 1e-35 or relative_error(result, exact) < RELATIVE_ERROR
+
+
 def test_the_environment_switches_it_on(python):
     code = """
 import torch, bitsandbytes

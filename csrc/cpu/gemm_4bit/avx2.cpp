@@ -108,7 +108,7 @@ void multiply(const void* tile, const void*, int64_t height, const void* panels,
                    count * kPanel);
 }
 
-constexpr Gemm kGemm{6, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr};
+constexpr Gemm kGemm{6, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr, 0, kPart / 2};
 const Implementation all{gemm_4bit, Isa::avx2, kGemm};
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::avx2, kGemm};
 

@@ -100,7 +100,7 @@ void multiply(const void* tile, const void*, int64_t height, const void* panels,
   if (i < count) (*kTiles<1>[height])(a, b + i * floats, floats, k, chain, C + i * kPanel, width);
 }
 
-constexpr Gemm kGemm{14, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr, 8};
+constexpr Gemm kGemm{14, 1, 1, 4, 4, &pack, &panel, &columns, nullptr, &multiply, &finish, nullptr, nullptr, 8, kPart / 2};
 const Implementation all{gemm_4bit, Isa::avx512, kGemm};
 const Implementation for_bfloat16{gemm_4bit_bfloat16, Isa::avx512, kGemm};
 

@@ -2,7 +2,7 @@
 
 // put(k, dword, scale) for each 8 codes of the panel: a dword of each row, lane by lane, and their scales.
 template <class Put>
-void for_each_dword(const PanelOfB& b, const Put& put) {
+inline __attribute__((always_inline)) void for_each_dword(const PanelOfB& b, const Put& put) {
   for (int64_t from = 0; from < b.k; from += 128) {
     const int64_t dwords = std::min<int64_t>(16, (b.k - from) / 8);
     const __mmask16 mask = first_lanes(dwords);

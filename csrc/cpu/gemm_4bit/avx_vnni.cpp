@@ -27,10 +27,7 @@ float quantized(const T* in, int8_t* codes) {
     nan = _mm256_or_ps(nan, _mm256_cmp_ps(x[i], x[i], _CMP_UNORD_Q));
     most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x[i]));
   }
-  __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  four = _mm_max_ss(four, _mm_movehdup_ps(four));
-  const float top = _mm256_movemask_ps(nan) ? std::numeric_limits<float>::quiet_NaN() : _mm_cvtss_f32(four);
+  const float top = _mm256_movemask_ps(nan) ? std::numeric_limits<float>::quiet_NaN() : largest(most);
   const __m256 inverse = _mm256_set1_ps(to_codes(top));
   for (int i = 0; i < 8; i++) {
     const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(x[i], inverse));

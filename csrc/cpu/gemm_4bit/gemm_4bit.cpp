@@ -1,5 +1,8 @@
 #include "gemm_4bit.h"
 
+#include <emmintrin.h>
+
+#include <array>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -39,6 +42,8 @@ constexpr int64_t kPackedBytes = 16 << 20;
 constexpr int64_t kStreamedBytes = 6 << 20;
 // The most blocks that a part of K can be.
 constexpr int64_t kMostGranules = kPart / 32;
+// The rows of B that groups of rows of A pass over in turn: so many, or of so many elements.
+constexpr int64_t kRowsOfGroups = 16, kElementsOfGroups = 256 << 10;
 // Of A, from where on products of its parts are faster.
 constexpr int64_t kPartsRows = 32;
 
@@ -76,10 +81,29 @@ void dequantize_anywhere(const Product& p, int64_t n, int64_t rows, int64_t firs
   }
 }
 
+// out[i][r] = of[r][i]
+void side_by_side(const float* const (&of)[kPanel], int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int64_t r = 0; r < kPanel; r += 4) {
+      __m128 a = _mm_loadu_ps(of[r] + i), b = _mm_loadu_ps(of[r + 1] + i);
+      __m128 c = _mm_loadu_ps(of[r + 2] + i), d = _mm_loadu_ps(of[r + 3] + i);
+      _MM_TRANSPOSE4_PS(a, b, c, d);
+      float* const to = out + i * kPanel + r;
+      _mm_storeu_ps(to, a);
+      _mm_storeu_ps(to + kPanel, b);
+      _mm_storeu_ps(to + 2 * kPanel, c);
+      _mm_storeu_ps(to + 3 * kPanel, d);
+    }
+  for (; i < count; i++)
+    for (int64_t r = 0; r < kPanel; r++) out[i * kPanel + r] = of[r][i];
+}
+
 // A K that is a multiple of 8: a dword of codes has one scale.
 struct PanelMaker {
   const Product& p;
   const Gemm& kernel;
+  int64_t part;  // of K, between this and the next
   float* scales;
   float* values;  // [k][kPanel], for what goes through convert
 
@@ -90,7 +114,7 @@ struct PanelMaker {
   void operator()(int64_t n, int64_t first, int64_t k, int64_t panels, char* out, int64_t panel_bytes) const {
     for (int64_t i = 0; i < panels; i++) {
       // What comes next: the next panel's rows, or after the last the first one's further on.
-      const int64_t ahead = i + 1 < panels ? kPanel * p.ldb / 2 : kPart / 2 - i * kPanel * p.ldb / 2;
+      const int64_t ahead = i + 1 < panels ? kPanel * p.ldb / 2 : part / 2 - i * kPanel * p.ldb / 2;
       panel(n + i * kPanel, first, k, ahead, out + i * panel_bytes);
     }
   }
@@ -133,9 +157,7 @@ struct PanelMaker {
         }
       }
     }
-    if (whole_blocks && !p.statistics.absmax_8bit)
-      for (int64_t g = 0; g < granules; g++)
-        for (int64_t r = 0; r < kPanel; r++) scales[g * kPanel + r] = absmax[r][g];
+    if (whole_blocks && !p.statistics.absmax_8bit) side_by_side(absmax, granules, scales);
     kernel.panel(b, panel);
   }
 };
@@ -144,6 +166,7 @@ struct PanelMaker {
 struct ColumnsMaker {
   const Product& p;
   const Gemm& kernel;
+  int64_t part;
   float* scales;
   float* values;  // [k][kPanel], for what goes through convert
 
@@ -211,36 +234,37 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
       p.n / (kernel.panels_of_large * kPanel) >= 2 * kFewestPieces * threads)
     panels = kernel.panels_of_large;
   panels = fitted(panels, Maker::kLeastPanels, p.n, threads);
+  const int64_t part = panels <= 2 ? kernel.part_of_two : kPart;
   for (int64_t row = 0; row < p.m; row += block_rows) {
     const int64_t rows = std::min(block_rows, p.m - row);
     const int64_t height = height_of(rows), tiles = ceil_div(rows, height);
     const int64_t tile_bytes = height * padded_k * kernel.element;
     char* const packed = static_cast<char*>(packed_scratch.bytes(tiles * tile_bytes + 64));
-    const int64_t steps = ceil_div(p.k, kPart);
-    parallel_for(queue, tiles * steps, std::max<int64_t>(1, kGrain / (kPart * height)), [&](int64_t first, int64_t last) {
+    const int64_t steps = ceil_div(p.k, part);
+    parallel_for(queue, tiles * steps, std::max<int64_t>(1, kGrain / (part * height)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
-        const int64_t tile = i / steps, from = i % steps * kPart;
-        kernel.pack(p, row + tile * height, std::min(height, rows - tile * height), height, from, std::min(p.k, from + kPart),
+        const int64_t tile = i / steps, from = i % steps * part;
+        kernel.pack(p, row + tile * height, std::min(height, rows - tile * height), height, from, std::min(p.k, from + part),
                     packed + tile * tile_bytes);
       }
     });
     const int64_t wide = panels * kPanel;
     parallel_for(queue, ceil_div(p.n, wide), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, wide * p.k)),
                  [&](int64_t first, int64_t last) {
-      const int64_t panel_bytes = kPart * kPanel * kernel.element, c_floats = tiles * height * wide;
+      const int64_t panel_bytes = part * kPanel * kernel.element, c_floats = tiles * height * wide;
       const int64_t scale_floats = Maker::scale_floats(panels), value_floats = kernel.convert ? kPart * kPanel : 0;
       char* const memory =
           static_cast<char*>(panel_scratch.bytes(panels * panel_bytes + 4 * (c_floats + scale_floats + value_floats)));
       float* const C = reinterpret_cast<float*>(memory + panels * panel_bytes);
       float* const scales = C + c_floats;
-      const Maker make{p, kernel, scales, scales + scale_floats};
+      const Maker make{p, kernel, part, scales, scales + scale_floats};
       if (kernel.begin) kernel.begin();
       for (int64_t group = first; group < last; group++) {
         const int64_t n = group * wide, columns = std::min(wide, p.n - n), count = ceil_div(columns, kPanel);
         const int64_t width = count * kPanel;
         std::memset(C, 0, static_cast<size_t>(tiles * height * width) * 4);
-        for (int64_t from = 0; from < p.k; from += kPart) {
-          const int64_t k = std::min(kPart, p.k - from), padded = ceil_div(k, kernel.k_multiple) * kernel.k_multiple;
+        for (int64_t from = 0; from < p.k; from += part) {
+          const int64_t k = std::min(part, p.k - from), padded = ceil_div(k, kernel.k_multiple) * kernel.k_multiple;
           make(n, from, k, count, memory, panel_bytes);
           const auto part_of = [&](int64_t tile, int64_t column) {
             return packed + tile * tile_bytes + height * column * kernel.element;
@@ -259,16 +283,32 @@ void gemm(const Product& p, const Gemm& kernel, void* queue) {
 }
 
 bool gemv(const Product& p, const Gemv& kernel, void* queue) {
-  if (p.m > kernel.max_rows) return false;
-  float* const x = packed_scratch.floats(p.m * ceil_div(p.k, kernel.step) * kernel.floats);
-  if (!kernel.prepare(p, x)) return false;
-  parallel_for(queue, p.n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, p.k)),
-               [&](int64_t first, int64_t last) { kernel.run(p, x, first, last); });
+  if (p.m > kernel.most_rows) return false;
+  // Of about the same number of rows of A, which pass one after another over rows of B that stay in the second cache.
+  const int64_t groups = ceil_div(p.m, kernel.max_rows);
+  const int64_t of_row = ceil_div(p.k, kernel.step) * kernel.floats;
+  float* const x = packed_scratch.floats(p.m * of_row);
+  std::array<Product, kMostGroups> group;
+  std::array<float*, kMostGroups> prepared;
+  for (int64_t i = 0; i < groups; i++) {
+    const int64_t row = p.m * i / groups;
+    Product& its = group[static_cast<size_t>(i)] = p;
+    its.m = p.m * (i + 1) / groups - row;
+    its.A = static_cast<const char*>(p.A) + row * p.lda * size_of(p.dtype);
+    its.out = static_cast<char*>(p.out) + row * p.ldc * size_of(p.dtype);
+    if (!kernel.prepare(its, prepared[static_cast<size_t>(i)] = x + row * of_row)) return false;
+  }
+  parallel_for(queue, p.n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, p.k)), [&](int64_t first, int64_t last) {
+    const int64_t rows =
+        groups == 1 ? last - first : std::max<int64_t>(kRowsOfGroups, kElementsOfGroups / std::max<int64_t>(1, p.ldb));
+    for (int64_t row = first; row < last; row += rows)
+      for (size_t i = 0; i < static_cast<size_t>(groups); i++) kernel.run(group[i], prepared[i], row, std::min(last, row + rows));
+  });
   return true;
 }
 
 std::atomic<bool> int8_activations{false};
-constexpr int64_t kInt8Rows = 8, kInt8Block = 64;  // of A, from where on int8 is used, and of K, in which it is scaled
+constexpr int64_t kInt8Rows = 8;  // of A, from where on int8 is used
 
 void product(const Product& p, bool may_be_int8, void* queue) {
   if (p.m <= 0 || p.n <= 0) return;
@@ -276,11 +316,14 @@ void product(const Product& p, bool may_be_int8, void* queue) {
   if (may_be_int8 && int8_activations.load(std::memory_order_relaxed) && p.m >= kInt8Rows && p.rows_aligned &&
       p.blocksize >= kInt8Block && p.k % kInt8Block == 0)
     if (const Gemm& int8 = gemm_4bit_int8.best(isas); int8.max_tile) return gemm<PanelMaker>(p, int8, queue);
-  if (p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) {
-    if (p.dtype != BNB_FLOAT32 && gemv(p, gemv_4bit_words.best(isas), queue)) return;
-    if (gemv(p, gemv_4bit.best(isas), queue)) return;
+  const Gemm& many = kernel_for(p, isas);
+  if (p.m < many.least_rows && p.rows_aligned && p.k > 0 && p.k % p.blocksize == 0) {
+    const Gemv &words = gemv_4bit_words.best(isas), &floats = gemv_4bit.best(isas);
+    const bool either_takes_groups = p.m > floats.max_rows;
+    if (p.dtype != BNB_FLOAT32 && (p.m <= words.max_rows || either_takes_groups) && gemv(p, words, queue)) return;
+    if (gemv(p, floats, queue)) return;
   }
-  gemm<PanelMaker>(p, kernel_for(p, isas), queue);
+  gemm<PanelMaker>(p, many, queue);
 }
 
 Product product_of(int dtype, int64_t m, int64_t n, int64_t k, const void* A, const uint8_t* B, const BnbStatistics* statistics,

@@ -4,6 +4,8 @@
 // tiles want it, row by row. For the product with B's transpose it is kPanel columns and a part of the rows: [k][kPanel], or [k /
 // 2][kPanel][2] for every bfloat16. Its products are summed up in fp32, in C [rows of A][panels * kPanel], or as finish wants it.
 #pragma once
+#include <limits>
+
 #include "product_4bit.h"
 
 namespace bnb::cpu {
@@ -53,7 +55,7 @@ struct Gemm {
   int64_t k_multiple;    // K is filled up with zeros to a multiple of so many: at most 64
   int64_t element;       // bytes of an element of a tile or a panel
   int64_t max_panels;    // that are multiplied together, at most, where A has many rows
-  // Elements first to last of K, kPart or what is left, of `rows` rows of A from row `row` on, into a tile of `height` rows: its
+  // Elements first to last of K, a part or what is left, of `rows` rows of A from row `row` on, into a tile of `height` rows: its
   // columns from first on, as far as the next multiple of k_multiple.
   void (*pack)(const Product&, int64_t row, int64_t rows, int64_t height, int64_t first, int64_t last, void* tile);
   void (*panel)(const PanelOfB&, void* panel);
@@ -72,6 +74,10 @@ struct Gemm {
   void (*end)();
   // In place of max_panels where A, packed, is so large that reading it again takes time; 0 for no others.
   int64_t panels_of_large = 0;
+  // Of K, where two panels are multiplied together: so that the first cache keeps them.
+  int64_t part_of_two = kPart;
+  // Of A: fewer are faster in the groups that gemv_4bit takes.
+  int64_t least_rows = std::numeric_limits<int64_t>::max();
 };
 // For bfloat16, and for the others.
 extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;
@@ -79,7 +85,8 @@ extern Slot<Gemm> gemm_4bit_bfloat16, gemm_4bit;
 extern Slot<Gemm> gemm_4bit_float16_parts;
 // In place of gemm_4bit_bfloat16 and gemm_4bit_float16_parts for B's transpose; nothing (max_tile 0) without AMX.
 extern Slot<Gemm> gemm_4bit_transposed_bfloat16, gemm_4bit_transposed_float16_parts;
-// With A in int8, for those who ask for it; nothing (max_tile 0) without VNNI. K and blocks are multiples of 64.
+// With A in int8, for those who ask for it; nothing (max_tile 0) without VNNI. K and blocks are multiples of what A is scaled in.
 extern Slot<Gemm> gemm_4bit_int8;
+constexpr int64_t kInt8Block = 64;
 
 }  // namespace bnb::cpu

@@ -1,7 +1,7 @@
 // Activations in int8: inside the region of an instruction set. They are quantised in blocks of kBlock elements of a row, and codes
 // stand for code * 127, rounded.
 
-constexpr int64_t kBlock = 64;
+constexpr int64_t kBlock = kInt8Block;
 // An element takes two bytes in Gemm's count: a block's codes, and behind them what belongs to the block.
 constexpr int64_t kElement = 2;
 
@@ -20,5 +20,5 @@ __m128i table_in_bytes(const float* code, int offset) {
 }
 
 // Of the largest magnitude in a block: what makes codes of its elements, and what makes values of products of codes, of A and B.
-float to_codes(float top) { return top > 0 ? 127.0f / top : 0.0f; }
+float to_codes(float top) { return top > 1e-36f ? 127.0f / top : 0.0f; }  // of less it would be infinite
 float of_products(float top) { return top / (127.0f * 127.0f); }

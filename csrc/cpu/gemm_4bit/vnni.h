@@ -4,6 +4,7 @@
 
 constexpr int64_t kQuads = kBlock / 4;
 constexpr int64_t kVectors = kPanel / kWide;  // of a panel's column
+static_assert(kVectors == 1 || kPanels == 1);
 // Of a block: of tiles for each row, and of a panel. Blocks lie closer than kElement says, lest half of the first cache is left
 // out.
 constexpr int64_t kTileBlock = kBlock + 8, kPanelBlock = kPanel * (kBlock + 4);

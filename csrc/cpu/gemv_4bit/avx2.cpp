@@ -69,8 +69,8 @@ void run(const Product& p, const float* x, int64_t first, int64_t last) {
 }
 
 // Of one row: without AVX-VNNI products of words take two instructions, for two rows more than look-ups save.
-const Implementation words{gemv_4bit_words, Isa::avx2, Gemv{1, kStep, Words::kFloats, &prepare_words, &run_words_of<1>}};
-const Implementation dots{gemv_4bit, Isa::avx2, Gemv{4, kStep, Floats::kFloats, &prepare, &run}};
+const Implementation words{gemv_4bit_words, Isa::avx2, Gemv{1, 1, kStep, Words::kFloats, &prepare_words, &run_words_of<1>}};
+const Implementation dots{gemv_4bit, Isa::avx2, Gemv{6, 4, kStep, Floats::kFloats, &prepare, &run}};
 
 }  // namespace
 }  // namespace bnb::cpu

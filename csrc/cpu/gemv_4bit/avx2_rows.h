@@ -2,13 +2,6 @@
 // elements of each of M rows of A that are prepared in M * Step::kFloats floats; lanes 0 to 3 are of the first 16 bytes.
 
 constexpr int64_t kStep = 64;
-constexpr int64_t kSpan = 2048;
-
-float sum_of(__m256 x) {
-  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
 
 // A part of each of some rows of B, with the scales from its first block on.
 template <int ROWS>

@@ -37,8 +37,9 @@ struct Words {
     }
 #pragma GCC unroll 2
     for (int m = 0; m < M; m++) {
-      const __m256i sum = _mm256_add_epi32(high[m], _mm256_srai_epi32(low[m], kLowBits));
-      part[m] = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(x + m * kFloats + kStep));
+      const __m256 sum =
+          _mm256_fmadd_ps(_mm256_cvtepi32_ps(low[m]), _mm256_set1_ps(1.0f / (1 << kLowBits)), _mm256_cvtepi32_ps(high[m]));
+      part[m] = _mm256_mul_ps(sum, _mm256_loadu_ps(x + m * kFloats + kStep));
     }
   }
 };
@@ -56,18 +57,22 @@ bool prepare_words_as(const Product& p, float* x) {
         most = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), values[i]), most);  // the second, if one is NaN
         if (_mm256_movemask_ps(_mm256_cmp_ps(values[i], values[i], _CMP_UNORD_Q))) return false;
       }
-      __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-      four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-      const float top = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+      const float top = largest(most);
       float up, scale;
       if (!word_scales(*table, top, up, scale)) return false;
+      const float least = top * least_rest(std::is_same_v<T, half>);
+      __m256 rest = _mm256_setzero_ps();
+      for (int i = 0; i < 8; i++)
+        rest = _mm256_add_ps(rest, _mm256_min_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), values[i]), _mm256_set1_ps(least / 8)));
+      if (sum_of(rest) < least) return false;
       __m256 words[2][8];  // dwords of whole numbers
       for (int i = 0; i < 8; i++) {
         const __m256 y = _mm256_mul_ps(values[i], _mm256_set1_ps(up));
-        const __m256i high = _mm256_cvtps_epi32(y);
-        words[0][i] = _mm256_castsi256_ps(high);
-        words[1][i] = _mm256_castsi256_ps(
-            _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_sub_ps(y, _mm256_cvtepi32_ps(high)), _mm256_set1_ps(1 << kLowBits))));
+        constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread's mode
+        const __m256 high = _mm256_round_ps(y, kNearest), rest_of = _mm256_sub_ps(y, high);
+        const __m256 low = _mm256_round_ps(_mm256_mul_ps(rest_of, _mm256_set1_ps(1 << kLowBits)), kNearest);
+        words[0][i] = _mm256_castsi256_ps(_mm256_cvtps_epi32(high));
+        words[1][i] = _mm256_castsi256_ps(_mm256_cvtps_epi32(low));
       }
       auto* out = reinterpret_cast<__m256i*>(x);
       for (int part = 0; part < 2; part++)

@@ -10,8 +10,6 @@ namespace {
 // 64 bytes of codes are 16 dwords of 8. In step j all lanes look up bits 4 j to 4 j + 3, so that lane i meets element
 // 8 i + (j ^ 1) of A: x is [k / 128][rows of A][j][i].
 constexpr int64_t kStep = 128;
-// Elements of K at a time: where statistics are nested, their scales are made together.
-constexpr int64_t kSpan = 2048;
 
 template <class T>
 void prepare_as(const Product& p, float* x) {
@@ -284,7 +282,7 @@ void run(const Product& p, const float* x, int64_t first, int64_t last) {
 
 // A look-up of 32 words takes two instructions here, as two of 16 floats do.
 const Implementation no_words{gemv_4bit_words, Isa::avx512, Gemv{}};
-const Implementation dots{gemv_4bit, Isa::avx512, Gemv{4, kStep, kStep, &prepare, &run}};
+const Implementation dots{gemv_4bit, Isa::avx512, Gemv{8, 4, kStep, kStep, &prepare, &run}};
 
 }  // namespace
 }  // namespace bnb::cpu

@@ -21,7 +21,7 @@ void run_words(const Product& p, const float* x, int64_t first, int64_t last) {
   kRuns[p.m](p, x, first, last);
 }
 
-const Implementation words{gemv_4bit_words, Isa::avx_vnni, Gemv{3, kStep, Words::kFloats, &prepare_words, &run_words}};
+const Implementation words{gemv_4bit_words, Isa::avx_vnni, Gemv{6, 3, kStep, Words::kFloats, &prepare_words, &run_words}};
 
 }  // namespace
 }  // namespace bnb::cpu

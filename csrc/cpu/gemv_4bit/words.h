@@ -9,19 +9,19 @@
 namespace bnb::cpu {
 
 struct WordTable {
-  float one;  // the word of 1, rounded: all others are rounded less, relative to themselves, than with any other so large
+  float factor;  // of the words, chosen so that none is rounded by much of itself
   int16_t words[16] = {};
 
-  constexpr WordTable(const float (&code)[16], float its) : one(its) {
+  constexpr WordTable(const float (&code)[16], float its) : factor(its) {
     for (int i = 0; i < 16; i++) words[i] = static_cast<int16_t>(code[i] * its + (code[i] < 0 ? -0.5f : 0.5f));
   }
 };
-constexpr WordTable kNF4Words(kNF4, 28775.75f), kFP4Words(kFP4, 32640.0f);
+inline constexpr WordTable kNF4Words(kNF4, 28775.75f), kFP4Words(kFP4, 32640.0f);
 
 // Null for what a caller of gemv_4bit has as a table of its own.
 inline const WordTable* words_of(const float* code) {
-  if (code == kNF4 || std::equal(code, code + 16, kNF4)) return &kNF4Words;
-  if (code == kFP4 || std::equal(code, code + 16, kFP4)) return &kFP4Words;
+  if (std::equal(code, code + 16, kNF4)) return &kNF4Words;
+  if (std::equal(code, code + 16, kFP4)) return &kFP4Words;
   return nullptr;
 }
 
@@ -29,6 +29,10 @@ inline const WordTable* words_of(const float* code) {
 // most.
 constexpr int kHighBits = 12, kLowBits = 14;
 static_assert(8 * 32767 * (int64_t{1} << (kLowBits - 1)) < int64_t{1} << 31);
+
+// Of a step's largest magnitude: what its others must come to, each counted up to an eighth of that. Else, where the large ones
+// meet weights of zero, what was rounded off the small ones could be more than the result's dtype rounds off.
+constexpr float least_rest(bool is_half) { return is_half ? 0x1p-7f : 0x1p-10f; }
 
 // For a step whose largest magnitude is `top`: what makes high words of its elements, and what makes values of products. False
 // where they would be infinities or denormals.
@@ -38,7 +42,7 @@ inline bool word_scales(const WordTable& table, float top, float& up, float& sca
   up = scale = 0;
   if (top == 0) return true;
   if (exponent < -80 || exponent > 100) return false;
-  up = power(kHighBits - exponent), scale = power(exponent - kHighBits) / table.one;
+  up = power(kHighBits - exponent), scale = power(exponent - kHighBits) / table.factor;
   return true;
 }
 
