@@ -94,6 +94,14 @@ def dequantize_blockwise(kernels: guarded.Kernels, rounds: int) -> int:
     return count
 
 
+def hold_statistics(memory: guarded.Arena, w: Weight) -> list[int | None]:
+    """The addresses of a weight's absmax and of what it is nested in."""
+    return [
+        memory.hold(w.absmax),
+        *(memory.hold(w.nested.get(f)) for f in ("absmax_8bit", "absmax_code", "absmax_offset")),
+    ]
+
+
 def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
     """Every K with every dtype, N and all else in turn."""
     count = 0
@@ -112,8 +120,7 @@ def product(name: str, kernels: guarded.Kernels, rounds: int) -> int:
             bias = torch.randn(n, generator=generator(k)).to(dtype) if extras else None
             with guarded.arena(place) as memory:
                 out = memory.out(m * n, dtype)
-                statistics = [memory.hold(w.absmax)]
-                statistics += [memory.hold(w.nested.get(f)) for f in ("absmax_8bit", "absmax_code", "absmax_offset")]
+                statistics = hold_statistics(memory, w)
                 datatype = None if extras else memory.hold(reference.codebook(quant_type))
                 floats = kernels.scratch_bytes(m, k) // 4
                 scratch = memory.out(floats, torch.float32) if floats and count % 3 else None
@@ -146,8 +153,7 @@ def int8_activations(kernels: guarded.Kernels, dtype: torch.dtype, n: int, k: in
     A = torch.randn(m, k, generator=generator(n)).to(dtype)
     with guarded.arena(place) as memory, cpu.int8_activations():
         out = memory.out(m * n, dtype)
-        statistics = [memory.hold(w.absmax)]
-        statistics += [memory.hold(w.nested.get(f)) for f in ("absmax_8bit", "absmax_code", "absmax_offset")]
+        statistics = hold_statistics(memory, w)
         kernels.product(
             "gemm_4bit", dtype, m, n, k, memory.hold(A), memory.hold(w.packed), statistics, None, w.quant_type,
             out.address, w.blocksize, None, None,
@@ -163,8 +169,7 @@ def gradient(kernels: guarded.Kernels, dtype: torch.dtype, w: Weight, m: int, pl
     grad = torch.randn(m, n, generator=generator(k)).to(dtype)
     with guarded.arena(place) as memory:
         out = memory.out(m * k, dtype)
-        statistics = [memory.hold(w.absmax)]
-        statistics += [memory.hold(w.nested.get(f)) for f in ("absmax_8bit", "absmax_code", "absmax_offset")]
+        statistics = hold_statistics(memory, w)
         kernels.transposed(
             dtype, m, n, k, memory.hold(grad), memory.hold(w.packed), statistics, w.quant_type, out.address, w.blocksize
         )

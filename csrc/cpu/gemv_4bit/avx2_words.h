@@ -8,9 +8,10 @@ struct Words {
   __m256i low_bytes, high_bytes;
 
   explicit Words(const float* code) {
+    const WordTable& table = *words_of(code);
     alignas(16) uint8_t low[16], high[16];
     for (int i = 0; i < 16; i++) {
-      const auto word = static_cast<uint16_t>(words_of(code)->words[i]);
+      const auto word = static_cast<uint16_t>(table.words[i]);
       low[i] = static_cast<uint8_t>(word), high[i] = static_cast<uint8_t>(word >> 8);
     }
     low_bytes = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(low)));
